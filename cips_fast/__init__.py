@@ -1,0 +1,15 @@
+"""Fast image generators with conditionally-independent pixel synthesis (CIPS, Anokhin et al., arXiv 2011.13775)."""
+
+from pathlib import Path as _Path
+
+# In a bare checkout `cips_fast.kernels` and `cips_fast.train` lie beside this folder, not in it.
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
+    __path__.append(str(_root))
+
+from . import functional, grids
+from .checkpoint import load_published
+from .generator import CIPSGenerator
+from .modules import FourierEncoding, Mapping, ModFC, ToRGB
+
+__all__ = ["CIPSGenerator", "FourierEncoding", "Mapping", "ModFC", "ToRGB", "functional", "grids", "load_published"]

@@ -1,0 +1,277 @@
+"""The CIPS generator: every pixel's colour from a latent and that pixel's coordinate, and from nothing else."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import functional, grids
+from .modules import FourierEncoding, Mapping, ModFC, ToRGB
+
+VARIANTS = ("skip", "res")
+ACTIVATIONS = ("lrelu", "sin", "sinrelu")
+MEAN_LATENT_DECAY = 0.998
+
+# Widths of blocks 0…8 in the released checkpoints; the paper itself counts a constant width of 512.
+PUBLISHED_WIDTHS = {
+    "skip": (512, 512, 512, 512, 512, 256, 128, 64, 32),
+    "res": (512, 512, 512, 512, 512, 256, 128, 128, 64),
+}
+
+
+class CIPSGenerator(nn.Module):
+    """Generator with conditionally-independent pixels (Anokhin et al., arXiv 2011.13775).
+
+    x₀ = [sin(F c + φ); E(c)], then 1 + 2·(log2(size) - 1) ModFC layers. `skip` adds the colours that an RGB tap reads
+    after every second layer; `res` adds each pair of layers to its input, (x + f(x))/√2, and reads colours at the end.
+
+    Args:
+        size: native resolution, a power of two of at least 4; it sets the number of blocks.
+        variant: `skip` or `res`.
+        width: channels of every layer; `published`, the released checkpoints' narrowing widths; or one number a block.
+        style_features: S, of z and of w.
+        activation: `lrelu`, `sin` or `sinrelu`.
+        geometry: `plane`.
+        embedding_size: cells a side of the coordinate embedding; `size` unless given.
+        encoding_features: C of the encoding; the first block's width unless given.
+        mapping_layers: depth of the mapping network.
+        max_frequency, embedding_std: initial ranges of the encoding, see `FourierEncoding`.
+        integer_coords: the native grid is counted in pixels instead of [-1, 1], as in some published checkpoints.
+        align_corners: see `FourierEncoding`.
+        noise: add per-pixel noise before every activation, as published checkpoints may; the paper has none.
+        backend: see `cips_fast.functional`.
+
+    Raises:
+        ValueError: an argument that is none of the above.
+    """
+
+    def __init__(
+        self,
+        size: int = 256,
+        *,
+        variant: str = "skip",
+        width: int | str | Sequence[int] = 512,
+        style_features: int = 512,
+        activation: str = "lrelu",
+        geometry: str = "plane",
+        embedding_size: int | None = None,
+        encoding_features: int | None = None,
+        mapping_layers: int = 8,
+        max_frequency: float = 4.5**0.5,
+        embedding_std: float = 1.0,
+        integer_coords: bool = False,
+        align_corners: bool = True,
+        noise: bool = False,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if size < 4 or size & (size - 1):
+            raise ValueError(f"size: got {size}, must be a power of two of at least 4")
+        functional.check_choice("variant", variant, VARIANTS)
+        functional.check_choice("activation", activation, ACTIVATIONS)
+        functional.check_choice("geometry", geometry, ("plane",))
+        widths = _block_widths(width, variant, blocks=size.bit_length() - 2)
+        features = encoding_features or widths[0]
+        self.config = {
+            "size": size,
+            "variant": variant,
+            "width": widths,
+            "style_features": style_features,
+            "activation": activation,
+            "geometry": geometry,
+            "embedding_size": embedding_size or size,
+            "encoding_features": features,
+            "mapping_layers": mapping_layers,
+            "max_frequency": max_frequency,
+            "embedding_std": embedding_std,
+            "integer_coords": integer_coords,
+            "align_corners": align_corners,
+            "noise": noise,
+        }
+        self.size = size
+        self.variant = variant
+        self.style_features = style_features
+        self.integer_coords = integer_coords
+        self.noise = noise
+
+        self.mapping = Mapping(style_features, mapping_layers)
+        self.encoding = FourierEncoding(
+            features,
+            embedding_size or size,
+            align_corners=align_corners,
+            max_frequency=max_frequency,
+            embedding_std=embedding_std,
+            backend=backend,
+        )
+        inputs = [2 * features, widths[0], *(w for w in widths for _ in range(2))][: 2 * len(widths) + 1]
+        outputs = [widths[0], *(w for w in widths for _ in range(2))]
+        self.layers = nn.ModuleList(
+            ModFC(i, o, style_features, activation=activation, backend=backend)
+            for i, o in zip(inputs, outputs, strict=True)
+        )
+        tapped = widths if variant == "skip" else widths[-1:]
+        self.to_rgb = nn.ModuleList(ToRGB(width, style_features, backend=backend) for width in tapped)
+        self.shortcuts = nn.ModuleList(
+            Shortcut(i, o) if variant == "res" and i != o else nn.Identity()
+            for i, o in zip([widths[0], *widths], widths, strict=False)
+        )
+        # One strength a layer, as published checkpoints have them; zero and not trained, since the paper adds no noise.
+        self.noise_strength = nn.Parameter(torch.zeros(len(self.layers)), requires_grad=False)
+        self.register_buffer("mean_latent", torch.zeros(style_features))
+
+    @property
+    def num_layers(self) -> int:
+        """ModFC layers, and with it the number of styles a per-layer latent holds."""
+        return len(self.layers)
+
+    def native_grid(self) -> Tensor:
+        """Coordinates of the native resolution, [size, size, 2]."""
+        device = self.mean_latent.device
+        grid = grids.integer if self.integer_coords else grids.plane
+        return grid(self.size, self.size, device=device)
+
+    def forward(self, z: Tensor, coords: Tensor | None = None, truncation: float = 1.0) -> Tensor:
+        """Images of latents.
+
+        Args:
+            z: drawn N(0, 1), [B, S].
+            coords: as in `synthesis`; the native grid unless given.
+            truncation: 1 for the full distribution, 0 for the mean image; see `truncate`.
+
+        Returns:
+            Colours, nominally in [-1, 1], as `synthesis` gives them; [B, 3, size, size] on the native grid.
+        """
+        w = self.truncate(self.mapping(z), truncation)
+        return self.synthesis(w, self.native_grid()[None] if coords is None else coords)
+
+    def truncate(self, w: Tensor, truncation: float) -> Tensor:
+        """Pull style latents towards the mean latent: w̄ + t·(w - w̄), [..., S] -> [..., S]."""
+        return w if truncation == 1 else self.mean_latent + truncation * (w - self.mean_latent)
+
+    @torch.no_grad()
+    def track_mean_latent(self, w: Tensor) -> None:
+        """Move the mean latent towards a training batch's mean by a share of 0.002: w [B, S]."""
+        self.mean_latent.lerp_(w.detach().mean(0).to(self.mean_latent.dtype), 1 - MEAN_LATENT_DECAY)
+
+    def mix(self, w: Tensor, w_late: Tensor, crossover: int) -> Tensor:
+        """Per-layer styles that are `w` before layer `crossover` and `w_late` from it on.
+
+        Args:
+            w, w_late: [B, S].
+            crossover: 0 (all `w_late`) to `num_layers` (all `w`).
+
+        Returns:
+            [B, num_layers, S], an argument for `synthesis`.
+
+        Raises:
+            ValueError: the crossover is out of range.
+        """
+        if not 0 <= crossover <= self.num_layers:
+            raise ValueError(f"crossover: got {crossover}, must be 0 to {self.num_layers}")
+        late = torch.arange(self.num_layers, device=w.device)[:, None] >= crossover  # [L, 1]
+        return torch.where(late, w_late[:, None], w[:, None])
+
+    def synthesis(self, w: Tensor, coords: Tensor) -> Tensor:
+        """Colours at coordinates.
+
+        Args:
+            w: style latents [B, S], or one a layer [B, num_layers, S]; an RGB tap takes that of the layer it reads.
+            coords: x first. Lists [P, 2] or [B, P, 2] give [B, P, 3]; grids [H, W, 2] or [B|1, H, W, 2] give
+                [B, 3, H, W]. Three dimensions are read as a list for each latent if the first is B, else as a grid: put
+                a 1 before a grid whose height may be B.
+
+        Returns:
+            Colours, nominally in [-1, 1]: [B, P, 3] or [B, 3, H, W].
+
+        Raises:
+            ValueError: a shape that is none of these.
+        """
+        styles = self._styles(w)
+        batch = styles[0].shape[0]
+        points, grid = _as_points(coords, batch)
+        rgb = self._stack(self._encode(points, grid), styles)  # [B, P, 3]
+        return rgb if grid is None else rgb.transpose(1, 2).unflatten(2, grid)
+
+    def _styles(self, w: Tensor) -> Sequence[Tensor]:
+        wanted = f"[B, {self.style_features}] or [B, {self.num_layers}, {self.style_features}]"
+        if w.shape[-1] != self.style_features or w.dim() not in (2, 3):
+            raise ValueError(f"w: got shape {list(w.shape)}, must be {wanted}")
+        if w.dim() == 2:
+            return [w] * self.num_layers
+        if w.shape[1] != self.num_layers:
+            raise ValueError(f"w: got shape {list(w.shape)}, must be {wanted}")
+        return w.unbind(1)
+
+    def _encode(self, points: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        native = grid == tuple(self.encoding.embedding.shape[:2])
+        # Published checkpoints were trained with the cells as they stand and are sampled half a cell aside.
+        if self.training and native and not self.encoding.align_corners:
+            return self.encoding.on_native_grid(points)
+        return self.encoding(points)
+
+    def _stack(self, x: Tensor, styles: Sequence[Tensor]) -> Tensor:
+        """All layers: x [B|1, P, 2C], one style [B, S] a layer -> [B, P, 3]."""
+        x = self._layer(0, x, styles)
+        rgb = 0
+        for block, shortcut in enumerate(self.shortcuts):
+            last = 2 * block + 2
+            out = self._layer(last, self._layer(last - 1, x, styles), styles)
+            if self.variant == "res":
+                x = (out + shortcut(x)) / math.sqrt(2)
+            else:
+                x = out
+                tap = self.to_rgb[block](x, styles[last])
+                rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))
+        return rgb if self.variant == "skip" else self.to_rgb[0](x, styles[-1])
+
+    def _layer(self, index: int, x: Tensor, styles: Sequence[Tensor]) -> Tensor:
+        noise = None
+        if self.noise:
+            noise = torch.randn(styles[index].shape[0], x.shape[1], 1, dtype=x.dtype, device=x.device)
+            noise = noise * self.noise_strength[index]
+        return self.layers[index](x, styles[index], noise)
+
+
+class Shortcut(nn.Module):
+    """Equalised linear map without a bias, around a residual block that changes the width: [B, P, I] -> [B, P, O]."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight / math.sqrt(self.weight.shape[1]))
+
+
+def _block_widths(width: int | str | Sequence[int], variant: str, blocks: int) -> list[int]:
+    """Channels of every block, from what the caller gave."""
+    if width == "published":
+        if blocks > len(PUBLISHED_WIDTHS[variant]):
+            raise ValueError(f"width: 'published' widths reach to size {2 ** (len(PUBLISHED_WIDTHS[variant]) + 1)}")
+        return list(PUBLISHED_WIDTHS[variant][:blocks])
+    if isinstance(width, int):
+        width = [width] * blocks
+    if isinstance(width, str) or len(width) != blocks or min(width) < 1:
+        raise ValueError(f"width: got {width!r}, must be a positive number, 'published', or {blocks} positive numbers")
+    return list(width)
+
+
+def _as_points(coords: Tensor, batch: int) -> tuple[Tensor, tuple[int, int] | None]:
+    """Coordinates as a list [B|1, P, D], and the grid's (H, W) if they are one."""
+    shape = list(coords.shape)
+    if coords.dim() == 2:
+        return coords[None], None
+    if coords.dim() == 3 and shape[0] == batch:
+        if shape[1] == batch > 1:
+            warnings.warn(
+                f"coords: {shape} with {batch} latents is read as [B, P, D]; give [1, H, W, D] for a grid",
+                stacklevel=3,
+            )
+        return coords, None
+    if coords.dim() == 3:
+        return coords.flatten(0, 1)[None], (shape[0], shape[1])
+    if coords.dim() == 4 and shape[0] in (1, batch):
+        return coords.flatten(1, 2), (shape[1], shape[2])
+    raise ValueError(f"coords: got shape {shape}, must be [P, D], [{batch}, P, D], [H, W, D] or [{batch}|1, H, W, D]")

@@ -1,0 +1,167 @@
+"""The building blocks of CIPS as torch.nn modules, with equalised learning rates as in the published code.
+
+Equalised learning rate (Karras et al., arXiv 1710.10196): parameters are drawn N(0, 1) and scaled at run time, so that
+one Adam step changes every layer by the same relative amount.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from . import reference as ref
+
+
+class EqualLinear(nn.Module):
+    """Equalised linear layer y = x (m·W/√I)ᵀ + m·b, W drawn N(0, 1/m²); computed in the parameters' dtype.
+
+    Args:
+        in_features, out_features: I and O.
+        bias_init: initial value of m·b.
+        lr_multiplier: m; the layer learns m times as fast as its neighbours.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias_init: float = 0.0, lr_multiplier: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)  # [O, I]
+        self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))  # [O]
+        self.lr_multiplier = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        # Styles scale whole channels: their rounding under autocast would be seen in every pixel, and they are cheap.
+        with torch.autocast(x.device.type, enabled=False):
+            return ref.linear_ref(x.to(self.weight.dtype), self.weight, self.bias, self.lr_multiplier)
+
+
+class Mapping(nn.Module):
+    """Mapping network w = MLP(z / rms(z)): equalised layers with √2·lrelu₀.₂ and learning-rate multiplier 0.01.
+
+    Args:
+        style_features: S.
+        layers: depth of the MLP.
+    """
+
+    def __init__(self, style_features: int = 512, layers: int = 8):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EqualLinear(style_features, style_features, lr_multiplier=0.01) for _ in range(layers)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents z, drawn N(0, 1), [B, S] -> style latents w [B, S]."""
+        w = ref.rms_norm_ref(z)
+        for layer in self.layers:
+            w = ref.activate_ref(layer(w), "lrelu")
+        return w
+
+
+class ModFC(nn.Module):
+    """Fully-connected layer with weights modulated by a style   (Anokhin et al., arXiv 2011.13775, section 3).
+
+    y = activation(W' x + β),  s = A·style + 1,  W' = demodulate(W·s/√I)
+
+    Args:
+        in_features, out_features, style_features: I, O and S.
+        demodulate: normalise every output's modulated weights to unit length.
+        activation: `lrelu` (√2·lrelu₀.₂), `linear`, `sin` or `sinrelu`.
+        bias: learn β.
+        backend: see `cips_fast.functional`.
+
+    Raises:
+        ValueError: an unknown activation or backend.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        style_features: int,
+        *,
+        demodulate: bool = True,
+        activation: str = "lrelu",
+        bias: bool = True,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        functional.check_choice("activation", activation, ref.ACTIVATIONS)
+        functional.check_choice("backend", backend, functional.BACKENDS)
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None  # [O]
+        self.affine = EqualLinear(style_features, in_features, bias_init=1.0)
+        self.demodulate = demodulate
+        self.activation = activation
+        self.backend = backend
+
+    def forward(self, x: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x [B|1, ..., I], style [B, S] -> [B, ..., O]; noise, broadcastable to [B, P, O], is added before β."""
+        if x.dim() < 2:
+            raise ValueError(f"x: got shape {list(x.shape)}, must be [B, ..., {self.weight.shape[1]}]")
+        pixels = x.reshape(x.shape[0], -1, x.shape[-1]) if x.dim() != 3 else x  # [B|1, P, I]
+        s = self.affine(style)  # [B, I]
+        options = {"demodulate": self.demodulate, "backend": self.backend}
+        if noise is None:
+            y = functional.mod_fc(pixels, self.weight, s, self.bias, activation=self.activation, **options)
+        else:
+            y = functional.mod_fc(pixels, self.weight, s, activation="linear", **options) + noise
+            y = ref.activate_ref(y if self.bias is None else y + self.bias, self.activation)
+        return y if x.dim() == 3 else y.view(y.shape[0], *x.shape[1:-1], y.shape[-1])
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"{in_features}, {out_features}, demodulate={self.demodulate}, activation={self.activation!r}"
+
+
+class ToRGB(ModFC):
+    """Colour of a pixel: rgb = T' x + τ, T' modulated and not demodulated   (Anokhin et al., arXiv 2011.13775).
+
+    Args:
+        in_features, style_features: I and S.
+        backend: see `cips_fast.functional`.
+    """
+
+    def __init__(self, in_features: int, style_features: int, *, backend: str = "auto"):
+        super().__init__(in_features, 3, style_features, demodulate=False, activation="linear", backend=backend)
+
+
+class FourierEncoding(nn.Module):
+    """x₀ = [sin(F c + φ); E(c)]: learned Fourier features beside a learned coordinate embedding.
+
+    Args:
+        features: C, of each of the two halves.
+        cells: side of the embedding; it is stored [cells, cells, C], a cell's features side by side.
+        align_corners: whether coordinates -1 and 1 are the centres of the outermost cells (new models) or their outer
+            edges (published checkpoints, and then only outside of training at the native size).
+        max_frequency: F is drawn uniformly from ± this, in radians per unit of coordinate. The published code draws
+            from ±√(9/D) = ±2.12.
+        embedding_std: E is drawn N(0, std²). The published code draws N(0, 1).
+        backend: see `cips_fast.functional`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        cells: int,
+        *,
+        align_corners: bool = True,
+        max_frequency: float = 4.5**0.5,
+        embedding_std: float = 1.0,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.freq = nn.Parameter(torch.empty(features, 2).uniform_(-max_frequency, max_frequency))  # [C, D]
+        self.phase = nn.Parameter(torch.empty(features).uniform_(-(0.5**0.5), 0.5**0.5))  # [C]
+        self.embedding = nn.Parameter(torch.randn(cells, cells, features) * embedding_std)  # [H, W, C]
+        self.align_corners = align_corners
+        self.backend = backend
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Coordinates [B|1, P, 2] -> features [B|1, P, 2C]."""
+        coords = coords.to(self.freq.dtype)
+        waves = functional.fourier_encode(coords, self.freq, self.phase)
+        cells = functional.embed_coords(coords, self.embedding, align_corners=self.align_corners, backend=self.backend)
+        return torch.cat([waves, cells], -1)
+
+    def on_native_grid(self, coords: Tensor) -> Tensor:
+        """As `forward`, with the embedding taken as it stands, one cell a pixel: coords [B|1, cells², 2]."""
+        waves = functional.fourier_encode(coords.to(self.freq.dtype), self.freq, self.phase)
+        return torch.cat([waves, self.embedding.flatten(0, 1).expand(waves.shape[0], -1, -1)], -1)

@@ -1,0 +1,99 @@
+"""Every operation of CIPS in eager PyTorch: the specification that all other backends are tested against.
+
+Source: Anokhin et al., "Image Generators with Conditionally-Independent Pixel Synthesis", arXiv 2011.13775; weight
+modulation and demodulation from Karras et al., arXiv 1912.04958. The formulas stand as they are written there, for any
+floating dtype, and can be differentiated any number of times.
+
+    B images   P pixels   D coordinate dims   I, O channels   S style width   C encoding channels
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-8
+LRELU_SLOPE = 0.2
+ACTIVATIONS = ("lrelu", "linear", "sin", "sinrelu")
+
+
+def rms_norm_ref(z: Tensor) -> Tensor:
+    """z / sqrt(mean(z²) + 1e-8), the mean over the last dimension: [..., S] -> [..., S]."""
+    return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + EPS)
+
+
+def linear_ref(x: Tensor, weight: Tensor, bias: Tensor, lr_multiplier: float = 1.0) -> Tensor:
+    """Equalised linear layer: x (m·W/√I)ᵀ + m·b with the learning-rate multiplier m: [..., I] -> [..., O]."""
+    scale = lr_multiplier / math.sqrt(weight.shape[1])
+    return F.linear(x, weight * scale, bias * lr_multiplier)
+
+
+def fourier_encode_ref(coords: Tensor, freq: Tensor, phase: Tensor) -> Tensor:
+    """sin(F c + φ): coords [..., P, D], freq [C, D], phase [C] -> [..., P, C]."""
+    return torch.sin(coords @ freq.mT + phase)
+
+
+def embed_coords_ref(coords: Tensor, table: Tensor, align_corners: bool = True) -> Tensor:
+    """Bilinear read of a table at coordinates in [-1, 1], x first; beyond that range the border is read.
+
+    With `align_corners` -1 and 1 are the centres of the outermost cells; without it they are the cells' outer edges.
+    coords [..., P, 2], table [H, W, C] -> [..., P, C].
+    """
+    cells, weights = bilinear_cells_ref(coords, table.shape[0], table.shape[1], align_corners)
+    return (table.flatten(0, 1)[cells] * weights[..., None]).sum(-2)  # [..., P, 4, C] -> [..., P, C]
+
+
+def bilinear_cells_ref(coords: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """The four cells around every coordinate and their weights: coords [..., P, 2] -> int64, float [..., P, 4]."""
+    sizes = torch.tensor([width, height], dtype=coords.dtype, device=coords.device)
+    position = (coords + 1) / 2 * (sizes - 1) if align_corners else ((coords + 1) * sizes - 1) / 2
+    position = torch.minimum(position.clamp(min=0), sizes - 1)  # [..., P, 2]
+    low = position.detach().floor()
+    x1, y1 = (position - low).unbind(-1)  # the share of the upper neighbour
+    left, top = low.long().unbind(-1)
+    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+    cells = torch.stack([top * width + left, top * width + right, bottom * width + left, bottom * width + right], -1)
+    weights = torch.stack([(1 - y1) * (1 - x1), (1 - y1) * x1, y1 * (1 - x1), y1 * x1], -1)
+    return cells, weights
+
+
+def modulate_ref(weight: Tensor, style: Tensor, demodulate: bool = True) -> Tensor:
+    """W'[b,o,i] = W[o,i]·s[b,i]/√I, then W'[b,o,:] / sqrt(Σ_i W'[b,o,i]² + 1e-8) if demodulated.
+
+    weight [O, I], style [B, I] -> [B, O, I].
+    """
+    w = weight * style[:, None, :] / math.sqrt(weight.shape[1])  # [B, O, I]
+    if demodulate:
+        w = w * torch.rsqrt(w.square().sum(-1, keepdim=True) + EPS)
+    return w
+
+
+def activate_ref(x: Tensor, activation: str) -> Tensor:
+    """`lrelu` √2·lrelu₀.₂(x); `sin` sin(x); `sinrelu` √2·[lrelu₀.₂(even channels); sin(odd channels)]; `linear` x.
+
+    x [..., O] -> [..., O].
+    """
+    if activation == "lrelu":
+        return F.leaky_relu(x, LRELU_SLOPE) * math.sqrt(2)
+    if activation == "sin":
+        return torch.sin(x)
+    if activation == "sinrelu":
+        halves = [F.leaky_relu(x[..., ::2], LRELU_SLOPE), torch.sin(x[..., 1::2])]
+        return torch.cat(halves, -1) * math.sqrt(2)
+    return x
+
+
+def mod_fc_ref(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor | None = None,
+    demodulate: bool = True,
+    activation: str = "lrelu",
+) -> Tensor:
+    """activation(W' x + β): x [B|1, P, I], weight [O, I], style [B, I], bias [O] -> [B, P, O]."""
+    y = x @ modulate_ref(weight, style, demodulate).mT  # [B, P, O]
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return activate_ref(y, activation)

@@ -1,0 +1,195 @@
+"""The layer operations: formulas, derivatives, agreement of the backends, autocast, errors."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+from cips_fast import functional
+from cips_fast import reference as ref
+
+SHAPES = [(1, 1, 1, 1), (2, 65, 33, 3), (3, 7, 100, 64), (1, 128, 16, 48)]
+IDS = [f"B{b}-P{p}-I{i}-O{o}" for b, p, i, o in SHAPES]
+
+
+def layer_inputs(batch, pixels, inputs, outputs, dtype=torch.float64, shared=False):
+    rng = torch.Generator().manual_seed(batch * 1009 + pixels * 31 + inputs)
+    draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=dtype, requires_grad=True)  # noqa: E731
+    return draw(1 if shared else batch, pixels, inputs), draw(outputs, inputs), draw(batch, inputs), draw(outputs)
+
+
+def loop_mod_fc(x, weight, style, bias, demodulate, activation):
+    """The layer written out, one scalar weight after another."""
+    outputs, inputs = weight.shape
+    y = torch.empty(style.shape[0], x.shape[1], outputs, dtype=x.dtype)
+    for b in range(style.shape[0]):
+        for o in range(outputs):
+            row = torch.stack([weight[o, i] * style[b, i] / math.sqrt(inputs) for i in range(inputs)])
+            if demodulate:
+                row = row / math.sqrt(sum(float(v) ** 2 for v in row) + 1e-8)
+            y[b, :, o] = x[b % x.shape[0]] @ row + bias[o]
+    if activation == "lrelu":
+        return math.sqrt(2) * torch.where(y > 0, y, 0.2 * y)
+    if activation == "sin":
+        return y.sin()
+    if activation == "sinrelu":
+        even, odd = y[..., 0::2], y[..., 1::2]
+        return math.sqrt(2) * torch.cat([torch.where(even > 0, even, 0.2 * even), odd.sin()], -1)
+    return y
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("activation", ref.ACTIVATIONS)
+def test_mod_fc_is_the_formula(backend, demodulate, activation):
+    x, weight, style, bias = (t.detach() for t in layer_inputs(2, 5, 7, 4))
+    got = functional.mod_fc(x, weight, style, bias, demodulate=demodulate, activation=activation, backend=backend)
+    torch.testing.assert_close(got, loop_mod_fc(x, weight, style, bias, demodulate, activation), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_cpu_backend_equals_reference_in_float32(shape, shared):
+    inputs64 = layer_inputs(*shape, shared=shared)
+    wanted = functional.mod_fc(*inputs64, backend="reference")
+    upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted_grads = torch.autograd.grad(wanted, inputs64, upstream)
+    errors = {}
+    for backend in ("reference", "cpu"):
+        inputs = [t.detach().float().requires_grad_() for t in inputs64]
+        got = functional.mod_fc(*inputs, backend=backend)
+        grads = torch.autograd.grad(got, inputs, upstream.float())
+        pairs = zip([got, *grads], [wanted, *wanted_grads], strict=True)
+        # A gradient may cancel to zero (one input, demodulated): its error is that of the terms, not of their sum.
+        errors[backend] = [(a.double() - b).norm() / max(b.norm(), upstream.norm()) for a, b in pairs]
+    for plain, ours in zip(errors["reference"], errors["cpu"], strict=True):
+        assert ours <= 2 * plain + 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_backends_agree_for_drawn_shapes(batch, pixels, inputs, outputs, shared):
+    inputs64 = [t.detach() for t in layer_inputs(batch, pixels, inputs, outputs, shared=shared)]
+    a, b = (functional.mod_fc(*inputs64, backend=backend) for backend in ("reference", "cpu"))
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_non_contiguous_inputs_give_the_same():
+    x, weight, style, bias = (t.detach() for t in layer_inputs(2, 6, 5, 4))
+    strided = [t.mT.contiguous().mT if t.dim() > 1 else t.repeat_interleave(2)[::2] for t in (x, weight, style, bias)]
+    for backend in ("reference", "cpu"):
+        a = functional.mod_fc(x, weight, style, bias, backend=backend)
+        b = functional.mod_fc(*strided, backend=backend)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("activation", ref.ACTIVATIONS)
+def test_mod_fc_has_both_derivatives(demodulate, activation):
+    inputs = layer_inputs(2, 3, 4, 4)
+    layer = lambda *t: functional.mod_fc(*t, demodulate=demodulate, activation=activation, backend="reference")  # noqa: E731
+    assert gradcheck(layer, inputs)
+    assert gradgradcheck(layer, inputs)
+    assert gradcheck(
+        lambda *t: functional.mod_fc(*t, demodulate=demodulate, activation=activation, backend="cpu"), inputs
+    )
+
+
+def test_modulate_gives_rows_of_unit_length():
+    _, weight, style, _ = layer_inputs(3, 1, 20, 6)
+    w = functional.modulate(weight, style)
+    assert w.shape == (3, 6, 20)
+    torch.testing.assert_close(w.norm(dim=-1), torch.ones(3, 6, dtype=torch.float64), rtol=1e-6, atol=0)
+    plain = functional.modulate(weight, style, demodulate=False)
+    torch.testing.assert_close(plain, weight[None] * style[:, None] / math.sqrt(20), rtol=1e-12, atol=0)
+
+
+def test_fourier_encode_and_its_derivatives():
+    rng = torch.Generator().manual_seed(3)
+    inputs = [
+        torch.randn(*s, generator=rng, dtype=torch.float64, requires_grad=True) for s in ((2, 5, 2), (4, 2), (4,))
+    ]
+    coords, freq, phase = inputs
+    by_hand = (coords[..., None, 0] * freq[:, 0] + coords[..., None, 1] * freq[:, 1] + phase).sin()
+    torch.testing.assert_close(functional.fourier_encode(*inputs), by_hand, rtol=1e-12, atol=1e-12)
+    assert gradcheck(functional.fourier_encode, inputs)
+    assert gradgradcheck(functional.fourier_encode, inputs)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_embed_coords_is_grid_sample(align_corners):
+    rng = torch.Generator().manual_seed(4)
+    table = torch.randn(5, 7, 3, generator=rng, dtype=torch.float64)  # [H, W, C]
+    coords = torch.rand(2, 50, 2, generator=rng, dtype=torch.float64) * 3 - 1.5  # beyond the border too
+    wanted = torch.nn.functional.grid_sample(
+        table.permute(2, 0, 1).expand(2, -1, -1, -1),
+        coords[:, None],
+        padding_mode="border",
+        align_corners=align_corners,
+    )[:, :, 0].mT
+    for backend in ("reference", "cpu"):
+        got = functional.embed_coords(coords, table, align_corners=align_corners, backend=backend)
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_embed_coords_has_derivatives(backend):
+    rng = torch.Generator().manual_seed(5)
+    table = torch.randn(4, 5, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    coords = (torch.rand(1, 9, 2, generator=rng, dtype=torch.float64) * 1.6 - 0.8).requires_grad_()
+    read = lambda c, t: functional.embed_coords(c, t, backend=backend)  # noqa: E731
+    assert gradcheck(read, (coords, table))
+    if backend == "reference":
+        assert gradgradcheck(read, (coords, table))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_autocast_is_respected_as_by_linear(backend):
+    inputs = [t.detach().float() for t in layer_inputs(2, 40, 64, 32)]
+    wanted = functional.mod_fc(*(t.double() for t in inputs), backend="reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = functional.mod_fc(*inputs, backend=backend)
+        assert torch.nn.functional.linear(inputs[0], inputs[1]).dtype == got.dtype == torch.bfloat16
+    assert (got.double() - wanted).norm() / wanted.norm() < 8e-3  # three roundings to 8 bits
+
+
+def test_fourier_phase_is_not_rounded_by_autocast():
+    coords = torch.full((1, 1, 2), 0.7)
+    freq, phase = torch.full((4, 2), 300.0), torch.zeros(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = functional.fourier_encode(coords, freq, phase)
+    torch.testing.assert_close(got, torch.full_like(got, math.sin(420.0)), atol=1e-3, rtol=0)
+
+
+X, W, S = torch.zeros(2, 5, 4), torch.zeros(3, 4), torch.zeros(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: functional.mod_fc(X[0], W, S), ValueError, r"x: got shape \[5, 4\], must be \[2\|1, P, 4\]"),
+        (lambda: functional.mod_fc(X[..., :3], W, S), ValueError, "x: got shape"),
+        (lambda: functional.mod_fc(X, W, S[:, :3]), ValueError, r"style: got shape \[2, 3\], must be \[B, 4\]"),
+        (lambda: functional.mod_fc(X, W[0], S), ValueError, "weight: got shape"),
+        (lambda: functional.mod_fc(X, W, S, torch.zeros(4)), ValueError, r"bias: got shape \[4\], must be \[3\]"),
+        (lambda: functional.mod_fc(X.int(), W, S), TypeError, "x: got dtype torch.int32, must be floating"),
+        (lambda: functional.mod_fc(X, W, S, activation="relu"), ValueError, "activation: got 'relu', may be 'lrelu'"),
+        (lambda: functional.mod_fc(X, W, S, backend="cuda"), ValueError, "backend: got 'cuda', may be 'auto'"),
+        (lambda: functional.mod_fc(X, W, S, activation="sinrelu"), ValueError, "even number"),
+        (lambda: functional.mod_fc(X.to("meta"), W, S), ValueError, "x: got device meta, must be cpu"),
+        (lambda: functional.fourier_encode(X, W, torch.zeros(3)[:2]), ValueError, "phase: got shape"),
+        (lambda: functional.fourier_encode(X[..., :3], W, torch.zeros(3)), ValueError, "coords: got shape"),
+        (lambda: functional.embed_coords(X, torch.zeros(2, 2, 3)), ValueError, "coords: got shape"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_cpu_backend_refuses_other_devices():
+    with pytest.raises(ValueError, match="backend: got 'cpu' for tensors on meta"):
+        functional.mod_fc(X.to("meta"), W.to("meta"), S.to("meta"), backend="cpu")

@@ -1,0 +1,122 @@
+"""Published checkpoints: recorded outputs, the formulas stated again, and dicts that do not fit."""
+
+import pytest
+import torch
+
+from cips_fast import grids, load_published
+
+from .golden_cases import load_case
+from .published_formulas import draw_state, images
+
+
+def relative_error(got, wanted):
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["cips_skip_16", "cips_skip_16_train", "cips_res_16"])
+def test_recorded_outputs(name, backend):
+    state, arrays, meta = load_case(name)
+    arrays = {key: torch.as_tensor(value) for key, value in arrays.items()}
+    generator = load_published(state, backend=backend)
+    assert not generator.training
+    generator.train(meta["train_mode"])
+    coords = arrays["coords"].permute(0, 2, 3, 1)
+    with torch.no_grad():
+        w = generator.mapping(arrays["z"])
+        assert relative_error(w, arrays["w"]) <= 1e-5
+        assert relative_error(generator.synthesis(w, coords), arrays["rgb"]) <= 1e-5
+        assert relative_error(generator(arrays["z"], coords), arrays["rgb"]) <= 1e-5
+        if "rgb_truncated" in arrays:
+            truncated = load_published(state, mean_latent=arrays["mean_w"], backend=backend)
+            got = truncated(arrays["z"], coords, truncation=arrays["truncation"].item())
+            assert relative_error(got, arrays["rgb_truncated"]) <= 1e-5
+
+
+CASES = [
+    ("skip", 8, "lrelu", (5, 11), False),
+    ("skip", 8, "sin", (8, 8), False),
+    ("skip", 8, "sinrelu", (4, 6), False),
+    ("res", 8, "sinrelu", (6, 4), False),
+    ("res", 128, "lrelu", (3, 5), False),  # narrows: the shortcuts have weights
+    ("skip", 128, "lrelu", (3, 5), False),
+    ("skip", 8, "lrelu", (8, 8), True),
+    ("skip", 8, "lrelu", (8, 4), True),  # train mode, not the native size
+]
+
+
+@pytest.mark.parametrize(("variant", "size", "activation", "shape", "training"), CASES)
+@pytest.mark.parametrize("integer", [False, True], ids=["unit", "integer"])
+def test_formulas(variant, size, activation, shape, training, integer):
+    state = draw_state(variant, size, activation, seed=size, hidden=48, style=40, scale_widths=1 / 8, mapping=3)
+    z = torch.randn(2, 40, generator=torch.Generator().manual_seed(7))
+    grid = grids.integer(*shape) if integer else grids.plane(*shape)
+    coords = grid.permute(2, 0, 1).expand(2, -1, -1, -1)
+    wanted = images(state, variant, activation, z, coords, size, training)
+    given = None if activation == "lrelu" else activation
+    generator = load_published(state, variant=variant, size=size, activation=given, integer_coords=integer)
+    generator.train(training)
+    assert relative_error(generator(z, grid), wanted) <= 1e-5
+    if shape == (size, size):
+        assert relative_error(generator(z), wanted) <= 1e-5
+
+
+def test_checkpoint_files(tmp_path):
+    state = draw_state("skip", 8, "lrelu", 3, hidden=16, style=12, scale_widths=1 / 64, mapping=2)
+    wrong = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save({"g": wrong, "d": {}, "g_ema": state}, tmp_path / "whole.pt")
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "parallel.pt")
+    z = torch.randn(1, 12, generator=torch.Generator().manual_seed(1))
+    wanted = load_published(state)(z)
+    assert torch.equal(load_published(tmp_path / "whole.pt")(z), wanted)
+    assert torch.equal(load_published(str(tmp_path / "parallel.pt"))(z), wanted)
+    with pytest.raises(FileNotFoundError, match="checkpoint: got"):
+        load_published(tmp_path / "absent.pt")
+
+
+def test_mean_latent_is_sampled_unless_given():
+    state = draw_state("skip", 8, "lrelu", 3, hidden=16, style=12, scale_widths=1 / 64, mapping=2)
+    generator = load_published(state)
+    z = torch.randn(20_000, 12, generator=torch.Generator().manual_seed(5))
+    mean = generator.mapping(z).mean(0)
+    assert (generator.mean_latent - mean).norm() < 0.05 * mean.norm()
+    assert torch.equal(load_published(state, mean_latent=torch.ones(12)).mean_latent, torch.ones(12))
+
+
+def test_noise_of_a_checkpoint_is_used():
+    state = draw_state("skip", 8, "lrelu", 3, hidden=16, style=12, scale_widths=1 / 64, mapping=2)
+    z = torch.randn(1, 12, generator=torch.Generator().manual_seed(1))
+    quiet = load_published(state)
+    assert not quiet.noise
+    noisy = load_published(state | {"conv1.noise.weight": torch.tensor([0.3])})
+    assert noisy.noise_strength.tolist() == pytest.approx([0.3, 0, 0, 0, 0])
+    assert (noisy(z) - quiet(z)).abs().max() > 1e-3
+
+
+def damaged(**changes):
+    state = draw_state("skip", 8, "lrelu", 3, hidden=16, style=12, scale_widths=1 / 64, mapping=2)
+    for name, tensor in changes.items():
+        name = name.replace("__", ".")
+        if tensor is None:
+            del state[name]
+        else:
+            state[name] = tensor
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "words"),
+    [
+        (damaged(conv1__activate__bias=None), {}, r"conv1.activate.bias: missing, must be \[8\]"),
+        (damaged(stranger=torch.zeros(2)), {}, r"stranger: unexpected, \[2\]"),
+        (damaged(style__2__bias=torch.zeros(3)), {}, r"style.2.bias: got \[3\], must be \[12\]"),
+        (damaged(emb__input=None), {}, "lacks emb.input"),
+        ({"weight": torch.zeros(1)}, {}, "not a published CIPS generator"),
+        (damaged(), {"size": 16}, "size: got 16, but the state_dict's names and shapes are of 8"),
+        (damaged(), {"variant": "res"}, "variant: got 'res', but"),
+        (damaged(), {"activation": "sin"}, "activation: got 'sin', but the biases are those of 'lrelu'"),
+    ],
+)
+def test_dicts_that_do_not_fit_are_refused(state, options, words):
+    with pytest.raises(ValueError, match=words):
+        load_published(state, **options)

@@ -1,0 +1,310 @@
+"""The trainer: resuming bit for bit, the run folder, signals, the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cips_fast import checkpoint
+from cips_fast.train import loop
+from cips_fast.train.__main__ import main
+from cips_fast.train.config import OptionError, Options, parse, resolve
+from cips_fast.train.data import Patches
+from cips_fast.train.losses import ema_decay, gradient_penalty
+from cips_fast.train.preview import grid_image
+from cips_fast.train.run_folder import RunFolder
+from cips_fast.train.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "res": 16, "crop": 8, "batch": 2, "width": 8, "style_features": 8, "embedding_size": 8, "d_channels": 8,
+    "d_base": 64, "r1_every": 2, "log_every": 1, "device": "cpu", "precision": "fp32", "data": "stripes",
+}  # fmt: skip
+
+
+class Stripes:
+    """Images of one random gradient each."""
+
+    name, resolution = "stripes", 16
+
+    def __len__(self):
+        return 5
+
+    def load(self, index):
+        rng = np.random.default_rng(index)
+        ramp = np.linspace(0, 1, 16)[:, None, None] * rng.integers(0, 255, 3)
+        return np.broadcast_to(ramp, (16, 16, 3)).astype(np.uint8)
+
+
+def options(**changes) -> Options:
+    return resolve(TINY | changes)
+
+
+def train(folder, **changes):
+    made = options(out=str(folder), **changes)
+    run_folder = RunFolder(folder)
+    run_folder.check(made)
+    assert loop.run(made, run_folder, Stripes()) == 0
+    return run_folder
+
+
+def final_state(run_folder):
+    tensors, metadata = run_folder.latest()
+    return tensors, metadata
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("crop", [8, 16], ids=["patches", "whole"])
+def test_resumed_run_equals_an_unbroken_one(tmp_path, precision, crop):
+    changes = {"precision": precision, "crop": crop, "style_mixing": 0.5, "mirror": True}
+    whole, _ = final_state(train(tmp_path / "whole", kimg=0.012, **changes))
+    train(tmp_path / "parts", kimg=0.006, **changes)
+    torch.randn(7)  # nothing may hang on the process's own random state
+    parts, metadata = final_state(train(tmp_path / "parts", kimg=0.012, **changes))
+    assert metadata["step"] == "6"
+    assert whole.keys() == parts.keys()
+    differing = [name for name in whole if not torch.equal(whole[name], parts[name])]
+    assert not differing
+    records = [json.loads(line) for line in (tmp_path / "parts" / "stats.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    unbroken = [json.loads(line) for line in (tmp_path / "whole" / "stats.jsonl").read_text().splitlines()]
+    assert [r["g_loss"] for r in records] == [r["g_loss"] for r in unbroken]
+
+
+def test_run_folder_holds_what_it_should(tmp_path):
+    folder = train(tmp_path / "run", kimg=0.010)
+    assert json.loads((folder.path / "options.json").read_text())["res"] == 16
+    record = json.loads((folder.path / "stats.jsonl").read_text().splitlines()[-1])
+    assert record.keys() == {
+        "step", "kimg", "seconds", "g_loss", "d_loss", "r1", "real_score", "fake_score", "images_per_second",
+        "peak_memory_mib",
+    }  # fmt: skip
+    assert all(np.isfinite(value) for value in record.values())
+    previews = sorted(folder.samples.glob("*.png"))
+    assert [p.name for p in previews] == ["kimg-000000.000.png", "kimg-000000.010.png"]
+    assert Image.open(previews[0]).size == (6 * 16, 4 * 16)
+    assert not list(folder.path.rglob("*.partial"))
+    generator = checkpoint.load(folder.checkpoints / (folder.checkpoints / "latest").read_text())
+    tensors, _ = final_state(folder)
+    assert torch.equal(generator.layers[3].weight, tensors["ema.layers.3.weight"])
+    assert generator.mean_latent.abs().sum() > 0
+    assert not torch.equal(tensors["ema.layers.3.weight"], tensors["generator.layers.3.weight"])
+
+
+def test_both_networks_learn(tmp_path):
+    trainer = Trainer(options())
+    before = {name: t.clone() for name, t in trainer.state()[0].items()}
+    patches = Patches(Stripes(), 2, 8, (0.5, 0.5))
+    for step in range(3):
+        losses = trainer.step(*patches.step(step))
+        assert (losses.r1 is not None) == (step % 2 == 0)
+    after = trainer.state()[0]
+    still = [name for name in before if "noise_strength" not in name and torch.equal(before[name], after[name])]
+    assert not still
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open(options())
+    for step in range(1, 6):
+        folder.save(step, {"x": torch.tensor([step])}, {"step": str(step)})
+    assert [p.name for p in sorted(folder.checkpoints.glob("*.safetensors"))] == [
+        f"step-{step:09d}.safetensors" for step in (3, 4, 5)
+    ]
+    tensors, metadata = folder.latest()
+    assert (tensors["x"].item(), metadata["step"]) == (5, "5")
+
+
+def test_statistics_of_lost_steps_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in range(1, 5):
+        folder.log({"step": step})
+    with (tmp_path / "stats.jsonl").open("a") as file:
+        file.write('{"step": 5, "g_lo')
+    folder.forget_stats_after(2)
+    assert (tmp_path / "stats.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_saves(tmp_path, number):
+    folder = RunFolder(tmp_path / "run")
+    made = options(out=str(folder.path), kimg=1000)
+    step = Trainer.step
+
+    def step_and_signal(self, *batch):
+        losses = step(self, *batch)
+        if self.step_number == 3:
+            os.kill(os.getpid(), number)
+        return losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", step_and_signal)
+        assert loop.run(made, folder, Stripes()) == 128 + number
+    assert folder.latest()[1]["step"] == "3"
+    assert signal.getsignal(number) not in (None, signal.SIG_IGN)
+
+
+def test_patches_are_pixels_at_their_coordinates():
+    source = Stripes()
+    patches = Patches(source, 4, 8, (0.5, 0.5), mirror=False, seed=3)
+    images, coords = patches.step(0)
+    assert images.shape == (4, 3, 8, 8)
+    assert coords.shape == (4, 8, 8, 2)
+    assert images.abs().max() <= 1
+    for number in range(4):
+        wholes = [torch.from_numpy(source.load(i).copy()).float() / 127.5 - 1 for i in range(5)]
+        pixels = ((coords[number] + 1) * 15 / 2).round().long()  # [H, W, 2]
+        there = [whole[pixels[..., 1], pixels[..., 0]] for whole in wholes]
+        assert any(torch.allclose(images[number].permute(1, 2, 0), patch) for patch in there)
+    again, _ = patches.step(0)
+    assert torch.equal(images, again)
+    assert not torch.equal(images, patches.step(1)[0])
+    strides = {int(p) for n in range(40) for p in np.diff(patches._patch(n)[1][0, :2, 0] * 7.5).round()}
+    assert strides == {1, 2}
+
+
+def test_the_pool_of_images_grows_with_the_patches():
+    class Noted(Stripes):
+        def __init__(self):
+            self.loaded = []
+
+        def load(self, index):
+            self.loaded.append(index)
+            return super().load(index)
+
+    source = Noted()
+    patches = Patches(source, 8, 8, first_pool=2)
+    for step in range(40):
+        patches.step(step)
+    first = source.loaded.index(4)
+    assert set(source.loaded[:8]) == {0, 1}
+    assert first >= 8 * 3
+    assert set(source.loaded[-100:]) == {0, 1, 2, 3, 4}
+
+
+def test_whole_images_are_the_native_grid():
+    from cips_fast import grids
+
+    _, coords = Patches(Stripes(), 1, 16).step(0)
+    torch.testing.assert_close(coords[0], grids.plane(16, 16))
+
+
+def test_gradient_penalty_is_the_mean_squared_norm():
+    images = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    assert gradient_penalty((images**2).sum(1), images).item() == pytest.approx((4 + 16 + 36 + 64) / 2)
+
+
+def test_ema_half_life():
+    assert ema_decay(8, 100_000, 1000, 0.05) ** (1000 / 8) == pytest.approx(0.5)
+    assert ema_decay(8, 1000, 1000, 0.05) == pytest.approx(0.5 ** (8 / 50))
+    assert ema_decay(8, 0, 1000, 0.05) == 0
+
+
+def test_grid_image_places_images_row_by_row():
+    images = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(6, 3, 2, 2)
+    grid = np.asarray(grid_image(images, 3))
+    assert grid.shape == (4, 6, 3)
+    assert grid[0, ::2, 0].tolist() == [0, 51, 102]
+    assert grid[2, ::2, 0].tolist() == [153, 204, 255]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--res", "500"], "--res: got 500, must be a power of two"),
+        (["--res", "64", "--crop", "48"], "--crop: got 48, must be a power of two from 4 to 64"),
+        (["--res", "64", "--crop", "128"], "--crop: got 128"),
+        (["--res", "64", "--colour", "blue"], "unrecognized arguments: --colour blue"),
+        (["--res", "64", "--batch", "0"], "--batch: got 0, must be a positive number"),
+        (["--res", "64", "--batch", "x"], "argument --batch: invalid int value: 'x'"),
+        (["--res", "64", "--precision", "int8"], "invalid choice: 'int8'"),
+        (["--res", "64", "--device", "cuda:99"], "--device: got 'cuda:99', must be auto, cpu"),
+        (["--res", "64", "--device", "toaster"], "--device: got 'toaster', must be auto, cpu"),
+        (["--res", "128", "--crop", "64", "--stride-shares", "1"], "--stride-shares: got"),
+        (["--res", "64", "--kimg", "-1"], "--kimg: got -1.0, must be a positive number"),
+        ([], "required: --res"),
+    ],
+)
+def test_bad_options_are_named(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match=words.replace("(", r"\(")):
+        parse(arguments)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_run_folders_are_left_alone(tmp_path, capsys):
+    folder = train(tmp_path / "run", kimg=0.004)
+    tiny = ["--res", "16", "--crop", "8", "--batch", "2", "--device", "cpu", "--out", str(folder.path)]
+    before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+    assert main([*tiny, "--width", "9"]) == 2
+    assert "--width 8, not 9" in capsys.readouterr().err
+    newest = folder.checkpoints / (folder.checkpoints / "latest").read_text()
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:100])
+    with pytest.raises(OptionError, match="is damaged"):
+        loop.run(options(out=str(folder.path), kimg=0.008), folder, Stripes())
+    newest.write_bytes(whole)
+    assert before == {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "photo.jpg").write_bytes(b"x")
+    assert main([*tiny[:-1], str(tmp_path / "holiday")]) == 2
+    assert "must be empty, absent or a run's folder" in capsys.readouterr().err
+    assert main([*tiny[:-1], str(tmp_path / "holiday" / "photo.jpg")]) == 2
+    assert "must be a folder" in capsys.readouterr().err
+
+
+def test_missing_data_folder_creates_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--res", "64", "--data", "no/such/folder"]) == 2
+    assert "no/such/folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--res", "512", "--preset", "cips", "--device", "cpu", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert '"width": 512' in out
+    assert "parameters" in out
+    assert "MiB" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_follow_the_device_and_the_command_line():
+    cpu = resolve({"res": 512, "device": "cpu"})
+    assert (cpu.preset, cpu.crop < 512, cpu.out) == ("cpu", True, str(Path("runs/landscapes-512")))
+    published = resolve({"res": 256, "device": "cpu", "preset": "cips", "batch": 4})
+    assert (published.width, published.batch, published.r1_gamma, published.crop) == (512, 4, 10.0, 256)
+    assert len(resolve({"res": 512, "device": "cpu", "crop": 64}).stride_shares) == 4
+
+
+def test_command_line_trains_on_a_folder(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(4):
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(
+            images / f"{index}.png"
+        )
+    command = [sys.executable, "-m", "train", "--res", "16", "--data", str(images), "--kimg", "0.008", "--batch", "4"]
+    command += ["--width", "8", "--d-channels", "8", "--log-every", "1", "--out", str(tmp_path / "run")]
+    environment = os.environ | {"CIPS_FAST_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "preset cpu on cpu" in done.stdout or "preset cips" in done.stdout
+    assert "0.008 / 0.008 kimg" in done.stdout
+    assert "done: 0.008 kimg" in done.stdout
+    assert time.monotonic() - start < 120

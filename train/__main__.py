@@ -1,0 +1,39 @@
+"""python -m train: see --help."""
+
+import sys
+from collections.abc import Sequence
+
+from .config import OptionError, Options, parse
+from .dry_run import describe
+from .loop import run, say
+from .run_folder import RunFolder
+from .sources import DataError, open_source
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the trainer; 2 for bad input, with one line on stderr and nothing written."""
+    try:
+        options, dry_run = parse(argv)
+        say(summary(options))
+        folder = RunFolder(options.out)
+        folder.check(options)
+        if dry_run:
+            say(describe(options))
+            return 0
+        return run(options, folder, open_source(options.data, options.res))
+    except (OptionError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def summary(options: Options) -> str:
+    """What was chosen for the user, in one line."""
+    whole = f"{options.crop}² patches of " if options.patches else ""
+    return (
+        f"preset {options.preset} on {options.device}: {whole}{options.data} at {options.res}², width {options.width}, "
+        f"batch {options.batch}, {options.precision}, {options.kimg:g} kimg, in {options.out}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Batches of patches: which image, which part of it, at which stride, all drawn from the seed and the step alone.
+
+Nothing is kept between steps, so a resumed run sees the patches that an unbroken one would have seen.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .sources import ImageSource
+
+POOL_GROWTH = 8
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Random square patches of a source's images.
+
+    Attributes:
+        source: where images come from.
+        batch: patches a step.
+        crop: side of a patch in pixels; at stride s it spans (crop - 1)·s + 1 pixels of the image.
+        stride_shares: share of patches at strides 1, 2, 4, …; must sum to 1.
+        mirror: flip half of the images left to right.
+        seed: of every choice.
+        first_pool: images to choose from at the start, where they have yet to be drawn; one more is added for every
+            `POOL_GROWTH` patches. All of them from the start if it is 0.
+    """
+
+    source: ImageSource
+    batch: int
+    crop: int
+    stride_shares: tuple[float, ...] = (1.0,)
+    mirror: bool = False
+    seed: int = 0
+    first_pool: int = 0
+
+    def step(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of one step: images in [-1, 1] [B, 3, crop, crop], coordinates [B, crop, crop, 2]."""
+        patches, coords = zip(*(self._patch(step * self.batch + i) for i in range(self.batch)), strict=True)
+        images = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
+        return images.float().div_(127.5).sub_(1), torch.from_numpy(np.stack(coords))
+
+    def steps(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All batches from a step on, the next one prepared while this one is used."""
+        with ThreadPoolExecutor(1, thread_name_prefix="patches") as pool:
+            following = pool.submit(self.step, first)
+            for step in range(first + 1, 2**62):
+                current, following = following, pool.submit(self.step, step)
+                yield current.result()
+
+    def _patch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """One patch uint8 [crop, crop, 3] and its coordinates float32 [crop, crop, 2]."""
+        rng = np.random.default_rng([self.seed, 1, number])
+        image = self.source.load(int(rng.integers(self._pool(number))))
+        resolution = image.shape[0]
+        stride = 2 ** int(rng.choice(len(self.stride_shares), p=self.stride_shares))
+        span = (self.crop - 1) * stride + 1
+        top, left = (int(i) for i in rng.integers(0, resolution - span + 1, size=2))
+        if self.mirror and rng.random() < 0.5:
+            image = image[:, ::-1]
+        patch = image[top : top + span : stride, left : left + span : stride]
+        pixels = np.arange(self.crop, dtype=np.float64) * stride
+        x, y = ((pixels + start) * 2 / (resolution - 1) - 1 for start in (left, top))
+        coords = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
+        return np.ascontiguousarray(patch), coords
+
+    def _pool(self, number: int) -> int:
+        """How many images may be chosen from: a matter of the patch's number, not of how fast they are drawn."""
+        if not self.first_pool:
+            return len(self.source)
+        return min(len(self.source), self.first_pool + number // POOL_GROWTH)

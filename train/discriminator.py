@@ -1,0 +1,343 @@
+"""StyleGAN2's residual discriminator in plain PyTorch, differentiable twice (Karras et al. 2019, arXiv 1912.04958).
+
+Inside, activations lie channels-last and constant gains are folded into the weights, since lrelu(a·v) = a·lrelu(v)
+for a > 0: one pass over the pixels less for each √2 of an activation and each 1/√2 of a residual sum.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LRELU_SLOPE = 0.2
+LRELU_GAIN = math.sqrt(2)
+BLUR_TAPS = (0.125, 0.375, 0.375, 0.125)
+STDDEV_GROUP = 4
+
+# Two products with an n × n band matrix beat every other way to blur up to here, and lose to a stretched kernel above:
+# their cost per pixel grows with n.
+BANDED_MAX_SIZE = 128
+
+
+def blur_matrix(size: int, padding: int, stride: int = 1) -> Tensor:
+    """The [1, 3, 3, 1]/8 filter over a zero-padded line of n = `size` samples, as a matrix [m, n].
+
+    m = (n + 2·padding - 4)//stride + 1. The entries are exact in bfloat16 and float16.
+    """
+    taps = torch.tensor(BLUR_TAPS)
+    rows = torch.arange(0, size + 2 * padding - len(taps) + 1, stride)
+    tap = torch.arange(size) + padding - rows[:, None]  # [rows, size]
+    inside = (tap >= 0) & (tap < len(taps))
+    return torch.where(inside, taps[tap.clamp(0, len(taps) - 1)], torch.zeros(()))
+
+
+def blur_banded(x: Tensor, matrix: Tensor) -> Tensor:
+    """Blur both axes of a square x [B, C, n, n] with matrix [m, n]: two dense products, result [B, C, m, m]."""
+    batch, channels, height, width = x.shape
+    y = matrix @ x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)  # [B, m, W·C]
+    y = matrix @ y.reshape(-1, width, channels)  # [B·m, m, C]
+    return y.view(batch, len(matrix), len(matrix), channels).permute(0, 3, 1, 2)
+
+
+def _lrelu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, LRELU_SLOPE)
+
+
+def _autocast_off(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _Equalized(nn.Module):
+    """Weight ~ N(0, 1) times gain/√fan_in at run time, bias from zero times gain (equalised learning rate)."""
+
+    def __init__(self, shape: Sequence[int], *, gain: float, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(*shape))  # [O, I, ...]
+        self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None  # [O]
+        self.gain = gain
+        self.weight_gain = gain / math.sqrt(math.prod(shape[1:]))
+
+    def scaled_weight(self) -> Tensor:
+        return self.weight * self.weight_gain
+
+    def scaled_bias(self) -> Tensor | None:
+        return None if self.bias is None else self.bias * self.gain
+
+
+class EqualConv2d(_Equalized):
+    """Convolution of the same size: x [B, I, H, W] -> [B, O, H, W], kernel size odd."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, gain: float = LRELU_GAIN) -> None:
+        super().__init__((out_channels, in_channels, kernel_size, kernel_size), gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.scaled_weight(), self.scaled_bias(), padding=self.weight.shape[-1] // 2)
+
+
+class EqualLinear(_Equalized):
+    """Affine map x [B, I] -> [B, O]."""
+
+    def __init__(self, in_features: int, out_features: int, *, gain: float = 1.0) -> None:
+        super().__init__((out_features, in_features), gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.scaled_weight(), self.scaled_bias())
+
+
+class BlurDownConv2d(_Equalized):
+    """Blur, then a k×k convolution of stride 2: x [B, I, n, n] -> [B, O, n/2, n/2], n even and k = 1 or 3.
+
+    The zero padding, (k + 1)/2 on every side, comes before the blur. Small maps are blurred by band matrices, for k = 1
+    only where the stride lands; for large ones the blur is convolved into the kernel, which is the same map.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, size: int, gain: float, bias: bool
+    ) -> None:
+        super().__init__((out_channels, in_channels, kernel_size, kernel_size), gain=gain, bias=bias)
+        self.padding = (kernel_size + 1) // 2
+        self.banded = size <= BANDED_MAX_SIZE
+        self.blur_stride = 2 if kernel_size == 1 else 1
+        if self.banded:
+            blur = blur_matrix(size, self.padding, self.blur_stride)  # [m, n]
+        else:
+            stretch = blur_matrix(kernel_size, len(BLUR_TAPS) - 1)  # [k + 3, k]
+            blur = torch.kron(stretch, stretch)  # [(k + 3)², k²]
+        self.register_buffer("blur", blur, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.banded:
+            return F.conv2d(
+                blur_banded(x, self.blur), self.scaled_weight(), self.scaled_bias(), stride=2 // self.blur_stride
+            )
+        return F.conv2d(x, self.stretched_weight(), self.scaled_bias(), stride=2, padding=self.padding)
+
+    def stretched_weight(self) -> Tensor:
+        """The kernel with the blur convolved into it, [O, I, k + 3, k + 3]; rounded once, by the convolution."""
+        with _autocast_off(self.weight):
+            stretched = self.scaled_weight().flatten(2) @ self.blur.T
+        side = self.weight.shape[-1] + len(BLUR_TAPS) - 1
+        return stretched.view(*self.weight.shape[:2], side, side)
+
+
+class ResidualBlock(nn.Module):
+    """(lrelu(conv2(lrelu(conv1(x)))) + skip(x))/√2, where conv2 and skip halve: [B, I, n, n] -> [B, O, n/2, n/2]."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__()
+        half = math.sqrt(0.5)  # the residual sum's 1/√2, in both of its terms
+        self.conv1 = EqualConv2d(in_channels, in_channels, 3)
+        self.conv2 = BlurDownConv2d(in_channels, out_channels, 3, size=size, gain=LRELU_GAIN * half, bias=True)
+        self.skip = BlurDownConv2d(in_channels, out_channels, 1, size=size, gain=half, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _lrelu(self.conv2(_lrelu(self.conv1(x)))) + self.skip(x)
+
+
+def minibatch_stddev(x: Tensor) -> Tensor:
+    """Append to x [B, C, H, W] the mean deviation within its group: [B, C + 1, H, W].
+
+    s = mean over C, H, W of √(Var over the group + 1e-8), the variance biased (Karras et al. 2018, arXiv 1710.10196,
+    section 3). A group is the largest number up to 4 that divides B; its members lie B/group apart in the batch.
+    The statistics are float32 at least.
+    """
+    batch, _, height, width = x.shape
+    group = next(g for g in range(min(STDDEV_GROUP, batch), 0, -1) if batch % g == 0)
+    members = _at_least_float32(x).unflatten(0, (group, batch // group))  # [group, B/group, C, H, W]
+    deviation = (members.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # [B/group]
+    channel = deviation.repeat(group).view(batch, 1, 1, 1).expand(batch, 1, height, width)
+    return torch.cat([x, channel.to(x.dtype)], 1)
+
+
+class Discriminator(nn.Module):
+    """StyleGAN2's residual discriminator: images to logits.
+
+    x -> 1×1 conv -> `first_layers` 3×3 convs -> residual blocks down to 4×4 -> minibatch stddev -> 3×3 conv -> two
+    linear layers; lrelu(0.2)·√2 after each convolution but the skips' and after the first linear layer (Karras et al.
+    2019, arXiv 1912.04958, section 4.1).
+
+    Args:
+        size: side of the square input in pixels, a power of two, at least 4.
+        channels: widths at size, size/2, ..., 4; min(max_channels, channel_base // resolution) unless given.
+        channel_base, max_channels: the width rule; the defaults are the published widths.
+        input_channels: 3 for RGB, 5 for RGB and its pixel coordinates x, y.
+        first_layers: extra 3×3 convolutions at full size.
+
+    Raises:
+        ValueError: if size is no such power of two, or a width or count does not fit.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        channels: Sequence[int] | None = None,
+        channel_base: int = 32768,
+        max_channels: int = 512,
+        input_channels: int = 3,
+        first_layers: int = 0,
+    ) -> None:
+        super().__init__()
+        if size < 4 or size & (size - 1):
+            raise ValueError(f"size must be a power of two, at least 4, got {size}")
+        sizes = [size >> k for k in range(size.bit_length() - 2)]  # size, size/2, ..., 4
+        widths = [min(max_channels, channel_base // n) for n in sizes] if channels is None else list(channels)
+        if len(widths) != len(sizes) or min(widths) < 1:
+            raise ValueError(f"channels must be {len(sizes)} positive widths, one for each of {sizes}, got {widths}")
+        if input_channels < 1 or first_layers < 0:
+            raise ValueError(
+                f"input_channels must be positive and first_layers not negative, got {input_channels}, {first_layers}"
+            )
+        self.size = size
+        self.channels = tuple(widths)
+        self.input_channels = input_channels
+        self.from_image = EqualConv2d(input_channels, widths[0], 1)
+        self.first = nn.ModuleList(EqualConv2d(widths[0], widths[0], 3) for _ in range(first_layers))
+        self.blocks = nn.ModuleList(ResidualBlock(widths[k], widths[k + 1], sizes[k]) for k in range(len(sizes) - 1))
+        self.final_conv = EqualConv2d(widths[-1] + 1, widths[-1], 3)
+        self.hidden = EqualLinear(widths[-1] * 4 * 4, widths[-1], gain=LRELU_GAIN)
+        self.logit = EqualLinear(widths[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch; under autocast the stddev statistics and the linear layers stay float32.
+
+        Args:
+            x: [B, input_channels, size, size], values in [-1, 1], in any memory format.
+
+        Returns:
+            [B, 1]; float32 under autocast, the parameters' dtype otherwise.
+
+        Raises:
+            ValueError: if x has another shape or is empty.
+        """
+        expected = (self.input_channels, self.size, self.size)
+        if x.ndim != 4 or tuple(x.shape[1:]) != expected or not len(x):
+            raise ValueError(f"x must be [B, {', '.join(map(str, expected))}] with B > 0, got {list(x.shape)}")
+        x = _lrelu(self.from_image(x.contiguous(memory_format=torch.channels_last)))
+        for layer in self.first:
+            x = _lrelu(layer(x))
+        for block in self.blocks:
+            x = block(x)
+        x = _lrelu(self.final_conv(minibatch_stddev(x)))
+        with _autocast_off(x):
+            return self.logit(_lrelu(self.hidden(x.flatten(1).to(self.hidden.weight.dtype))))
+
+
+def load_published_discriminator(source: str | PathLike[str] | Mapping[str, object]) -> Discriminator:
+    """The discriminator of a published CIPS or StyleGAN2 checkpoint, in eval mode, on the CPU, in float32.
+
+    Size, widths, input channels and the number of extra first layers are read off the weights' shapes.
+
+    Args:
+        source: a checkpoint's path, a loaded checkpoint that holds the state dict as "d", or that state dict itself.
+
+    Raises:
+        ValueError: if names, shapes or blur kernels do not fit the architecture; it lists the first few of each.
+    """
+    if isinstance(source, Mapping):
+        state = source
+    else:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        if not isinstance(state, Mapping):
+            raise ValueError(f"source must hold a state dict, got {type(state).__name__}")
+    state = state.get("d", state)
+    if not isinstance(state, Mapping):
+        raise ValueError(f'"d" must be a state dict, got {type(state).__name__}')
+
+    first_layers, blocks = _count_layers(state)
+    width_keys = ["convs.0.0.weight", *(f"convs.{first_layers + k + 1}.conv2.1.weight" for k in range(blocks))]
+    conv_shapes = [_conv_shape(state, key) for key in width_keys]  # [O, I, k, k] each; O is the width
+    model = Discriminator(
+        4 << blocks,
+        channels=[shape[0] for shape in conv_shapes],
+        input_channels=conv_shapes[0][1],
+        first_layers=first_layers,
+    )
+    names = _published_names(model)
+    kernels = [f"convs.{first_layers + 1 + k}.{part}.0.kernel" for k in range(blocks) for part in ("conv2", "skip")]
+    own = model.state_dict()
+    expected = {published: tuple(own[name].shape) for published, name in names.items()}
+    _check_fit(state, expected | dict.fromkeys(kernels, (len(BLUR_TAPS),) * 2))
+    _check_kernels(state, kernels)
+    model.load_state_dict({name: state[published] for published, name in names.items()})
+    return model.eval()
+
+
+def _count_layers(state: Mapping[str, object]) -> tuple[int, int]:
+    first = 0
+    while f"convs.{first + 1}.0.weight" in state:
+        first += 1
+    blocks = 0
+    while f"convs.{first + 1 + blocks}.conv1.0.weight" in state:
+        blocks += 1
+    return first, blocks
+
+
+def _conv_shape(state: Mapping[str, object], key: str) -> tuple[int, ...]:
+    weight = state.get(key)
+    if not isinstance(weight, Tensor):
+        raise ValueError(
+            f"not a published discriminator: missing {key} [O, I, k, k]; it holds {_listed(map(str, state))}"
+        )
+    if weight.ndim != 4 or 0 in weight.shape:
+        raise ValueError(f"not a published discriminator: {key} is {list(weight.shape)}, must be [O, I, k, k]")
+    return tuple(weight.shape)
+
+
+def _published_names(model: Discriminator) -> dict[str, str]:
+    """The published name of each parameter -> its name in `model`."""
+    names = {"convs.0.0.weight": "from_image.weight", "convs.0.1.bias": "from_image.bias"}
+    for k in range(len(model.first)):
+        names |= {f"convs.{k + 1}.0.weight": f"first.{k}.weight", f"convs.{k + 1}.1.bias": f"first.{k}.bias"}
+    for k in range(len(model.blocks)):
+        published, own = f"convs.{len(model.first) + 1 + k}", f"blocks.{k}"
+        names |= {
+            f"{published}.conv1.0.weight": f"{own}.conv1.weight",
+            f"{published}.conv1.1.bias": f"{own}.conv1.bias",
+            f"{published}.conv2.1.weight": f"{own}.conv2.weight",
+            f"{published}.conv2.2.bias": f"{own}.conv2.bias",
+            f"{published}.skip.1.weight": f"{own}.skip.weight",
+        }
+    names |= {"final_conv.0.weight": "final_conv.weight", "final_conv.1.bias": "final_conv.bias"}
+    for k, own in enumerate(("hidden", "logit")):
+        names |= {f"final_linear.{k}.{part}": f"{own}.{part}" for part in ("weight", "bias")}
+    return names
+
+
+def _check_fit(state: Mapping[str, object], expected: Mapping[str, tuple[int, ...]]) -> None:
+    shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in state.items()}
+    problems = {
+        "missing": [f"{key} {list(shape)}" for key, shape in expected.items() if key not in shapes],
+        "unexpected": [f"{key} {_shown(shape)}" for key, shape in shapes.items() if key not in expected],
+        "mismatching": [
+            f"{key} {_shown(shapes[key])}, must be {list(shape)}"
+            for key, shape in expected.items()
+            if key in shapes and shapes[key] != shape
+        ],
+    }
+    found = [f"{len(entries)} {kind}: {_listed(entries)}" for kind, entries in problems.items() if entries]
+    if found:
+        raise ValueError("the state dict does not fit a published discriminator; " + "; ".join(found))
+
+
+def _check_kernels(state: Mapping[str, Tensor], keys: Sequence[str]) -> None:
+    taps = torch.tensor(BLUR_TAPS)
+    other = [key for key in keys if not torch.allclose(state[key].detach().float().cpu(), torch.outer(taps, taps))]
+    if other:
+        raise ValueError(f"{len(other)} blur kernels are not the [1, 3, 3, 1] one: {_listed(other)}")
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "(no tensor)" if shape is None else str(list(shape))
+
+
+def _listed(entries: Iterable[str], most: int = 4) -> str:
+    entries = list(entries)
+    return ", ".join(entries[:most]) + (f", ... ({len(entries) - most} more)" if len(entries) > most else "")

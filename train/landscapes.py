@@ -1,0 +1,239 @@
+"""Embedded data: vector landscapes, drawn here, each from its number alone.
+
+The style `landscape` by DiceBear is in the public domain (CC0 1.0); dicebear-styles brings it and resvg draws it. This
+file is also the program of the background workers, run by its path, and so it imports nothing from its package: that
+may load torch, which a worker has no use for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+COUNTS = {"train": 5000, "heldout": 500}
+STALE_SECONDS = 3600.0
+# resvg draws a clip path through a mask of the whole canvas, over half of the drawing time. Where the clip is the
+# canvas itself it cuts nothing off, and an isolated group, the other thing it makes, gives the very same pixels.
+WHOLE_CANVAS = '<rect width="100" height="100" rx="0" ry="0"/></clipPath>'
+CLIP = re.compile(r' clip-path="url\(#[^)"]*\)"')
+
+
+class LandscapeSource:
+    """Landscapes of R×R pixels, kept as PNG files below `cache_root` and drawn when they are not there.
+
+    Training image i is drawn from the seed str(i), held-out image i from the seed str(5000 + i), so an image depends on
+    its index alone, never on what has been drawn before. A cache that cannot be written costs time, nothing else.
+    """
+
+    name = "landscapes"
+
+    def __init__(self, resolution: int, cache_root: Path, *, split: str = "train") -> None:
+        self.resolution = resolution
+        self._count = COUNTS[split]
+        self._first = 0 if split == "train" else COUNTS["train"]
+        self.folder = Path(cache_root) / f"landscapes-{metadata.version('dicebear-styles')}-{resolution}"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def load(self, index: int) -> np.ndarray:
+        """Image `index`: uint8 [R, R, 3], RGB in 0 … 255. Raises IndexError outside of 0 … len - 1."""
+        path = _path(self.folder, self._seed(index))
+        pixels = _read(path, self.resolution)
+        if pixels is not None:
+            return pixels
+        png = draw(self._seed(index), self.resolution)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(path, png)
+        except OSError as error:
+            self._warn(error)
+        return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+    def prepare(self, indices: Iterable[int], workers: int) -> Drawing:
+        """Start drawing the images among `indices` that are not cached, in their order, in `workers` processes."""
+        missing: list[int] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _remove_stale(self.folder)
+            here = set(os.listdir(self.folder))
+            seeds = dict.fromkeys(self._seed(index) for index in indices)
+            missing = [seed for seed in seeds if _path(self.folder, seed).name not in here]
+        except OSError as error:
+            self._warn(error)
+        return Drawing(self.folder, self.resolution, missing, workers)
+
+    def _seed(self, index: int) -> int:
+        if not 0 <= index < self._count:
+            raise IndexError(f"image {index} of {self._count}: the index must be in 0 … {self._count - 1}")
+        return self._first + int(index)
+
+    def _warn(self, error: OSError) -> None:
+        warnings.warn(f"landscapes are drawn anew each time: cannot write {self.folder}: {error}", stacklevel=3)
+
+
+class Drawing:
+    """Background processes drawing landscapes into a folder. They end with this process, however it ends.
+
+    Attributes:
+        total: how many images were missing at the start.
+    """
+
+    def __init__(self, folder: Path, resolution: int, seeds: list[int], workers: int) -> None:
+        self.total = len(seeds)
+        self._folder = folder
+        self._names = {_path(folder, seed).name for seed in seeds}
+        workers = max(workers, 1)
+        shares = [seeds[worker::workers] for worker in range(workers)]
+        self._processes = [_start(folder, resolution, share) for share in shares if share]
+
+    @property
+    def done(self) -> int:
+        """How many of the missing images are there now, whoever drew them; lists the folder, a few milliseconds."""
+        return len(self._names & set(os.listdir(self._folder))) if self._names else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether a process is still drawing; false with done < total when they failed or were stopped."""
+        return any(process.poll() is None for process in self._processes)
+
+    def stop(self) -> None:
+        """End the processes and wait for them; what is drawn stays. A second call does nothing."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait()
+
+
+def draw_all(source: LandscapeSource, workers: int, progress: bool = True) -> None:
+    """Draw every image of `source` that is not cached, and wait for it.
+
+    Raises:
+        OSError: the workers ended before all was drawn; they have said why on stderr.
+    """
+    drawing = source.prepare(range(len(source)), workers)
+    try:
+        with tqdm(total=drawing.total, desc="drawing landscapes", unit="img", disable=not progress) as bar:
+            while drawing.running:
+                time.sleep(0.1)
+                bar.update(drawing.done - bar.n)
+            bar.update(drawing.done - bar.n)
+    finally:
+        drawing.stop()
+    if drawing.done < drawing.total:
+        raise OSError(f"only {drawing.done} of {drawing.total} landscapes could be drawn into {source.folder}")
+
+
+def draw(seed: int, resolution: int) -> bytes:
+    """Landscape number `seed` as a PNG of `resolution`×`resolution` opaque pixels."""
+    import resvg_py  # here and in `_style`: a run whose landscapes are all cached needs no renderer
+
+    png = resvg_py.svg_to_bytes(
+        svg_string=_without_idle_clip(_svg(seed)),
+        width=resolution,
+        height=resolution,
+        background="#ffffff",  # nothing shows through today, and this keeps it so
+        skip_system_fonts=True,
+    )
+    return bytes(png)
+
+
+def _svg(seed: int) -> str:
+    from dicebear import Avatar
+
+    return Avatar(_style(), {"seed": str(seed)}).to_string()
+
+
+@cache
+def _style():
+    from dicebear import Style
+
+    return Style(json.loads(resources.files("dicebear_styles").joinpath("landscape.json").read_text("utf-8")))
+
+
+def _without_idle_clip(svg: str) -> str:
+    whole = WHOLE_CANVAS in svg and 'viewBox="0 0 100 100"' in svg and svg.count("clip-path=") == 1
+    return CLIP.sub(' style="isolation:isolate"', svg) if whole else svg
+
+
+def _path(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:06d}.png"
+
+
+def _read(path: Path, resolution: int) -> np.ndarray | None:
+    """The cached image, or None where it is missing, damaged or of another size."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises on a damaged PNG
+        return None
+    return pixels if pixels.shape == (resolution, resolution, 3) else None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that other processes see whole or not at all."""
+    temp = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temp.write_bytes(data)
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes left behind; young files may still be in the writing."""
+    for temp in folder.glob("*.tmp"):
+        try:
+            if time.time() - temp.stat().st_mtime > STALE_SECONDS:
+                temp.unlink()
+        except FileNotFoundError:
+            pass  # its writer, or another cleaner, was faster
+
+
+def _start(folder: Path, resolution: int, seeds: list[int]) -> subprocess.Popen:
+    # A program of its own: forking a process with torch's threads is unsafe, and spawning runs the caller's main again.
+    with tempfile.TemporaryFile("w+") as numbers:
+        json.dump(seeds, numbers)
+        numbers.seek(0)
+        return subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(resolution), str(os.getpid())],
+            stdin=numbers,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # this file's neighbours must not shadow other packages
+            start_new_session=True,  # Ctrl-C is the trainer's to handle; it stops the drawing
+        )
+
+
+def _work(folder: Path, resolution: int, parent: int) -> None:
+    """A worker: draw the numbers on stdin, at low priority, for as long as the parent lives."""
+    if hasattr(os, "nice"):
+        os.nice(10)
+    for seed in json.load(sys.stdin):
+        if os.getppid() != parent:
+            return
+        path = _path(folder, seed)
+        if not path.exists():
+            _write(path, draw(seed, resolution))
+
+
+if __name__ == "__main__":
+    try:
+        _work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    except OSError as error:
+        sys.exit(f"drawing landscapes: {error}")

@@ -1,0 +1,44 @@
+"""Preview grids: what the averaged generator draws from fixed latents."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cips_fast import CIPSGenerator, grids
+
+SHAPE = (4, 6)
+MAX_SIDE = 256
+
+
+class Previewer:
+    """Renders the same latents every time, so that grids of one run can be compared.
+
+    Args:
+        res: native resolution; images are rendered at that, or at 256 if it is larger.
+        style_features: S.
+        seed: of the latents.
+        autocast: dtype of the layers, float32 for none.
+    """
+
+    def __init__(self, res: int, style_features: int, seed: int, dtype: torch.dtype):
+        rng = torch.Generator().manual_seed(seed)
+        self.z = torch.randn(SHAPE[0] * SHAPE[1], style_features, generator=rng)
+        self.side = min(res, MAX_SIDE)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def render(self, generator: CIPSGenerator) -> Image.Image:
+        """The grid, rows × columns of images."""
+        device = generator.mean_latent.device
+        coords = grids.plane(self.side, self.side, device=device)[None]
+        with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            images = [generator(z[None].to(device), coords)[0].float().cpu() for z in self.z]
+        return grid_image(torch.stack(images), SHAPE[1])
+
+
+def grid_image(images: Tensor, columns: int) -> Image.Image:
+    """Images [N, 3, H, W] in [-1, 1], row by row, as one picture."""
+    pixels = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    rows = [torch.cat(list(row), 2) for row in pixels.split(columns)]  # [3, H, columns·W]
+    return Image.fromarray(np.ascontiguousarray(torch.cat(rows, 1).permute(1, 2, 0).numpy()))
