@@ -90,7 +90,7 @@ def test_run_folder_holds_what_it_should(tmp_path):
     assert all(np.isfinite(value) for value in record.values())
     previews = sorted(folder.samples.glob("*.png"))
     assert [p.name for p in previews] == ["kimg-000000.000.png", "kimg-000000.010.png"]
-    assert Image.open(previews[0]).size == (6 * 16, 4 * 16)
+    assert Image.open(previews[0]).size == (5 * 16, 3 * 16)
     assert not list(folder.path.rglob("*.partial"))
     generator = checkpoint.load(folder.checkpoints / (folder.checkpoints / "latest").read_text())
     tensors, _ = final_state(folder)

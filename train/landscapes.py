@@ -216,14 +216,17 @@ def _start(folder: Path, resolution: int, seeds: list[int]) -> subprocess.Popen:
             stdin=numbers,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONSAFEPATH": "1"},  # this file's neighbours must not shadow other packages
-            start_new_session=True,  # Ctrl-C is the trainer's to handle; it stops the drawing
         )
 
 
 def _work(folder: Path, resolution: int, parent: int) -> None:
     """A worker: draw the numbers on stdin, at low priority, for as long as the parent lives."""
+    # Ctrl-C is the trainer's to handle; it stops the drawing. A group, not a session: Linux weighs sessions against
+    # each other before it looks at niceness, and half of the processor would be gone.
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     if hasattr(os, "nice"):
-        os.nice(10)
+        os.nice(19)
     for seed in json.load(sys.stdin):
         if os.getppid() != parent:
             return

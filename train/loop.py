@@ -110,11 +110,14 @@ def run(options: Options, folder: RunFolder, source: ImageSource) -> int:
 def drawing_ahead(source: LandscapeSource, stop: StopRequest) -> Iterator[None]:
     """Draw what the cache lacks: the first images while the user waits, the others beside the training."""
     drawing = source.prepare(range(len(source)), workers=os.cpu_count() or 1)
+    first, quiet = min(drawing.total, FIRST_POOL), not sys.stderr.isatty()
+    if drawing.total:
+        say(f"drawing {drawing.total} landscapes into {source.folder}, training starts after {first}")
     try:
-        with tqdm(total=min(drawing.total, FIRST_POOL), desc="drawing landscapes", unit="img", leave=False) as bar:
-            while drawing.running and bar.n < bar.total and stop.signal is None:
+        with tqdm(total=first, desc="drawing landscapes", unit="img", leave=False, disable=quiet) as bar:
+            while drawing.running and (done := drawing.done) < first and stop.signal is None:
+                bar.update(done - bar.n)
                 time.sleep(0.2)
-                bar.update(min(drawing.done, bar.total) - bar.n)
         yield
     finally:
         drawing.stop()
