@@ -99,6 +99,8 @@ def published_state(source: str | Path | Mapping[str, Tensor], entries: tuple[st
             raise FileNotFoundError(f"checkpoint: got {str(source)!r}, which is not a file")
         source = torch.load(source, map_location="cpu", weights_only=True)
     state = next((source[entry] for entry in entries if entry in source), source)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state_dict: got {type(state).__name__}, must be a dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
