@@ -99,8 +99,10 @@ def test_run_folder_holds_what_it_should(tmp_path):
     assert not torch.equal(tensors["ema.layers.3.weight"], tensors["generator.layers.3.weight"])
 
 
-def test_both_networks_learn(tmp_path):
-    trainer = Trainer(options())
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("variant", ["skip", "res"])
+def test_both_networks_learn(precision, variant):
+    trainer = Trainer(options(precision=precision, variant=variant))
     before = {name: t.clone() for name, t in trainer.state()[0].items()}
     patches = Patches(Stripes(), 2, 8, (0.5, 0.5))
     for step in range(3):

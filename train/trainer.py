@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cips_fast import CIPSGenerator
 
-from .config import Options
+from .config import OptionError, Options
 from .discriminator import Discriminator
 from .losses import discriminator_loss, ema_decay, generator_loss, gradient_penalty, update_average
 
@@ -138,7 +138,7 @@ class Trainer:
         return tensors, metadata | {"scalers": json.dumps(scalers)}
 
     def load_state(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Take up what `state` gave; ValueError where it is another network's."""
+        """Take up what `state` gave; OptionError where it is another network's."""
         try:
             for prefix, module in self._modules().items():
                 module.load_state_dict(_below(tensors, prefix))
@@ -149,7 +149,7 @@ class Trainer:
                 scaler.load_state_dict(json.loads(metadata["scalers"])[name])
             self.step_number = int(metadata["step"])
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"checkpoint: holds another network's state ({error})") from None
+            raise OptionError(f"--out: the newest checkpoint holds another network's state ({error})") from None
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "ema": self.average, "discriminator": self.discriminator}
