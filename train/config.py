@@ -227,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     columns = shutil.get_terminal_size().columns - 2
     parser = _Parser(
         prog="python -m train",
+        usage="%(prog)s --res RES [options]",
         description="Train a CIPS generator. The same command run again resumes.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=columns),
         allow_abbrev=False,

@@ -149,7 +149,7 @@ class Session:
                 if trainer.step_number >= self.total_steps or stop.signal is not None:
                     break
                 losses = trainer.step(*batch)
-                bar.update(trainer.options.batch / 1000)
+                bar.update()
                 self.after_step(losses, bar)
         if trainer.step_number > first:
             self.preview()
@@ -222,12 +222,12 @@ class Window:
 def progress_bar(total_steps: int, first: int, batch: int) -> tqdm:
     """A bar in kimg on a terminal; elsewhere it is silent and `plain_line` speaks."""
     return tqdm(
-        total=total_steps * batch / 1000,
-        initial=first * batch / 1000,
-        unit="kimg",
+        total=total_steps,
+        initial=first,
+        unit_scale=batch / 1000,
         disable=not sys.stderr.isatty(),
         dynamic_ncols=True,
-        bar_format="{percentage:3.0f}% {bar} {n:.2f}/{total:g} kimg  {elapsed} gone, {remaining} left  {postfix}",
+        bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} kimg  {elapsed} gone, {remaining} left{postfix}",
     )
 
 
