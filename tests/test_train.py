@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cips_fast import checkpoint
-from cips_fast.train import loop
+from cips_fast.train import loop, plot
 from cips_fast.train.__main__ import main
 from cips_fast.train.config import OptionError, Options, parse, resolve
 from cips_fast.train.data import Patches
@@ -266,6 +266,16 @@ def test_bad_run_folders_are_left_alone(tmp_path, capsys):
     assert "must be empty, absent or a run's folder" in capsys.readouterr().err
     assert main([*tiny[:-1], str(tmp_path / "holiday" / "photo.jpg")]) == 2
     assert "must be a folder" in capsys.readouterr().err
+
+
+def test_statistics_are_plotted(tmp_path, capsys):
+    run_folder = train(tmp_path / "run", kimg=0.010)
+    assert plot.main([str(run_folder.path), str(tmp_path / "plot.png")]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("L"))
+    assert pixels.shape[1] > pixels.shape[0] > 200
+    assert (pixels < 128).mean() > 0.005
+    assert plot.main([str(tmp_path), "x.png"]) == 2
+    assert "usage" in capsys.readouterr().err
 
 
 def test_missing_data_folder_creates_nothing(tmp_path, monkeypatch, capsys):

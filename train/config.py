@@ -48,6 +48,7 @@ class Options:
     embedding_std: float
     max_frequency: float
     rgb_std: float
+    style_std: float
     style_mixing: float
     d_channels: int
     d_base: int
@@ -80,6 +81,7 @@ CIPS = {
     "embedding_std": 1.0,
     "max_frequency": 4.5**0.5,
     "rgb_std": 1.0,
+    "style_std": 1.0,
     "style_mixing": 0.0,
     "d_channels": 512,
     "d_base": 32768,
@@ -103,6 +105,7 @@ CPU = CIPS | {
     "embedding_std": 0.02,
     "max_frequency": 4.0,
     "rgb_std": 0.25,
+    "style_std": 0.5,
     "d_channels": 256,
     "d_base": 2048,
     "g_lr": 2e-3,
@@ -159,7 +162,7 @@ def _check(options: Options, scales: int) -> None:
         _require(getattr(options, name) > 0, name, getattr(options, name), "a positive number")
     for name in ("g_lr", "d_lr", "max_frequency", "preview_minutes", "checkpoint_minutes", "d_channels", "d_base"):
         _require(getattr(options, name) > 0, name, getattr(options, name), "a positive number")
-    for name in ("seed", "r1_gamma", "ema_kimg", "ema_ramp_up", "embedding_std", "rgb_std"):
+    for name in ("seed", "r1_gamma", "ema_kimg", "ema_ramp_up", "embedding_std", "rgb_std", "style_std"):
         _require(getattr(options, name) >= 0, name, getattr(options, name), "zero or a positive number")
     _require(0 <= options.style_mixing <= 1, "style_mixing", options.style_mixing, "a probability")
     shares = options.stride_shares
@@ -257,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     more("--embedding-std", type=float, help="its initial standard deviation")
     more("--max-frequency", type=float, help="initial range of the Fourier features, radians per unit")
     more("--rgb-std", type=float, help="initial standard deviation of the RGB taps' weights")
+    more("--style-std", type=float, help="initial standard deviation of the styles' affine weights")
     more("--style-mixing", type=float, help="probability of mixing two latents in training")
     more("--d-channels", type=int, help="largest width of the discriminator")
     more("--d-base", type=int, help="its width at resolution r is min(d-channels, d-base / r)")

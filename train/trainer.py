@@ -177,6 +177,8 @@ def make_generator(options: Options) -> CIPSGenerator:
     )
     for tap in generator.to_rgb:
         tap.weight.data.mul_(options.rgb_std)
+    for layer in [*generator.layers, *generator.to_rgb]:
+        layer.affine.weight.data.mul_(options.style_std)
     return generator
 
 
