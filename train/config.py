@@ -115,6 +115,12 @@ CPU = CIPS | {
     "log_every": 25,
 }
 
+POSITIVE = (
+    *("kimg", "batch", "style_features", "mapping_layers", "embedding_size", "log_every", "r1_every", "max_frequency"),
+    *("g_lr", "d_lr", "d_channels", "d_base", "preview_minutes", "checkpoint_minutes"),
+)
+NOT_NEGATIVE = ("r1_gamma", "ema_kimg", "ema_ramp_up", "embedding_std", "rgb_std", "style_std")
+
 PRESETS = {"cips": CIPS, "cpu": CPU}
 MAX_CROP = {"cips": 256, "cpu": 32}
 
@@ -141,7 +147,7 @@ def resolve(given: dict[str, Any]) -> Options:
     scales = int(math.log2(res // crop)) + 1
     values = PRESETS[preset] | {
         "data": data,
-        "out": str(Path("runs") / f"{Path(data).stem or 'data'}-{res}"),
+        "out": str(Path("runs") / f"{Path(data).resolve().stem}-{res}"),
         "backend": "auto",
         "seed": 0,
         "variant": "skip",
@@ -159,12 +165,11 @@ def resolve(given: dict[str, Any]) -> Options:
 
 
 def _check(options: Options, scales: int) -> None:
-    for name in ("kimg", "batch", "style_features", "mapping_layers", "embedding_size", "log_every", "r1_every"):
-        _require(getattr(options, name) > 0, name, getattr(options, name), "a positive number")
-    for name in ("g_lr", "d_lr", "max_frequency", "preview_minutes", "checkpoint_minutes", "d_channels", "d_base"):
-        _require(getattr(options, name) > 0, name, getattr(options, name), "a positive number")
-    for name in ("seed", "r1_gamma", "ema_kimg", "ema_ramp_up", "embedding_std", "rgb_std", "style_std"):
-        _require(getattr(options, name) >= 0, name, getattr(options, name), "zero or a positive number")
+    for name in POSITIVE:
+        _require(0 < getattr(options, name) < math.inf, name, getattr(options, name), "a positive number")
+    for name in NOT_NEGATIVE:
+        _require(0 <= getattr(options, name) < math.inf, name, getattr(options, name), "zero or a positive number")
+    _require(0 <= options.seed < 2**32, "seed", options.seed, "a number from 0 to 2³² - 1")
     _require(0 <= options.style_mixing <= 1, "style_mixing", options.style_mixing, "a probability")
     shares = options.stride_shares
     fit = len(shares) == scales and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6
@@ -173,8 +178,6 @@ def _check(options: Options, scales: int) -> None:
         _require(options.res <= 1024, "width", "published", "a number beyond --res 1024")
     else:
         _require(options.width > 0, "width", options.width, "'published' or a positive number")
-    if options.device == "cpu" and options.backend == "triton":
-        raise OptionError(f"--backend: got 'triton', may be {', '.join(BACKENDS)} on the CPU")
 
 
 def _stride_shares(preset: str, scales: int) -> tuple[float, ...]:

@@ -129,14 +129,13 @@ class Session:
     def __init__(self, trainer: Trainer, folder: RunFolder, clock: Clock):
         options = trainer.options
         self.trainer, self.folder, self.clock = trainer, folder, clock
-        self.total_steps = -(-int(options.kimg * 1000) // options.batch)
+        self.total_steps = max(1, -(-round(options.kimg * 1000) // options.batch))
         self.previewer = Previewer(options.res, options.style_features, options.seed, DTYPES[options.precision])
         interval = options.preview_minutes * 60
         now = clock.seconds
         self.previews = Schedule(interval, first=min(FIRST_PREVIEW_SECONDS, interval) if now < interval else now)
         self.checkpoints = Schedule(options.checkpoint_minutes * 60, first=now + options.checkpoint_minutes * 60)
         self.window = Window(clock.seconds, trainer.images_seen)
-        self.r1 = float("nan")
 
     def train(self, patches: Patches, stop: StopRequest) -> None:
         """Steps up to the run's length or a signal; the state is saved at the end either way."""
@@ -157,8 +156,6 @@ class Session:
 
     def after_step(self, losses: StepLosses, bar: tqdm) -> None:
         """What the step's number or the clock asks for."""
-        if losses.r1 is not None:
-            self.r1 = losses.r1.item()
         if self.trainer.step_number % self.trainer.options.log_every == 0:
             record = self.record(losses)
             self.folder.log(record)
@@ -179,7 +176,7 @@ class Session:
             "seconds": round(self.clock.seconds, 3),
             "g_loss": losses.g_loss.item(),
             "d_loss": losses.d_loss.item(),
-            "r1": self.r1,
+            "r1": trainer.last_r1,
             "real_score": losses.real_score.item(),
             "fake_score": losses.fake_score.item(),
             "images_per_second": round(self.window.rate(self.clock.seconds, trainer.images_seen), 3),

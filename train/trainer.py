@@ -26,7 +26,6 @@ class StepLosses:
     d_loss: Tensor
     real_score: Tensor
     fake_score: Tensor
-    r1: Tensor | None  # E‖∇D‖², on the steps that evaluate it
 
 
 class Trainer:
@@ -49,6 +48,7 @@ class Trainer:
         self.g_scaler = torch.amp.GradScaler(self.device.type, enabled=enabled)
         self.d_scaler = torch.amp.GradScaler(self.device.type, enabled=enabled)
         self.step_number = 0
+        self.last_r1 = 0.0  # E‖∇D‖² when it was last evaluated
 
     @property
     def images_seen(self) -> int:
@@ -60,13 +60,14 @@ class Trainer:
         coords = coords.to(self.device)
         rng = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step_number)
         d_loss, real_score, fake_score = self._discriminator_step(images, coords, rng)
-        r1 = self._penalty_step(images, coords) if self.step_number % self.options.r1_every == 0 else None
+        if self.step_number % self.options.r1_every == 0:
+            self.last_r1 = self._penalty_step(images, coords).item()
         g_loss = self._generator_step(coords, rng)
         self.step_number += 1
         half_life = self.options.ema_kimg * 1000
         decay = ema_decay(self.options.batch, self.images_seen, half_life, self.options.ema_ramp_up)
         update_average(self.average, self.generator, decay)
-        return StepLosses(g_loss, d_loss, real_score, fake_score, r1)
+        return StepLosses(g_loss, d_loss, real_score, fake_score)
 
     def _discriminator_step(self, images: Tensor, coords: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
         with self._autocast():
@@ -134,8 +135,12 @@ class Trainer:
                     f"{prefix}.{index}.{name}": torch.as_tensor(v).cpu().contiguous() for name, v in values.items()
                 }
         scalers = {name: scaler.state_dict() for name, scaler in self._scalers().items()}
-        metadata = {"cips_fast": json.dumps(self.generator.config), "step": str(self.step_number)}
-        return tensors, metadata | {"scalers": json.dumps(scalers)}
+        return tensors, {
+            "cips_fast": json.dumps(self.generator.config),
+            "step": str(self.step_number),
+            "last_r1": repr(self.last_r1),
+            "scalers": json.dumps(scalers),
+        }
 
     def load_state(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         """Take up what `state` gave; OptionError where it is another network's."""
@@ -148,6 +153,7 @@ class Trainer:
             for name, scaler in self._scalers().items():
                 scaler.load_state_dict(json.loads(metadata["scalers"])[name])
             self.step_number = int(metadata["step"])
+            self.last_r1 = float(metadata["last_r1"])
         except (RuntimeError, KeyError) as error:
             raise OptionError(f"--out: the newest checkpoint holds another network's state ({error})") from None
 
