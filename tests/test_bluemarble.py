@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cips_fast.train import bluemarble
-from cips_fast.train.sources import DataError, open_source
+from cips_fast.train.images import DataError
+from cips_fast.train.sources import open_source
 
 
 @pytest.mark.parametrize("resolution", [64, 100, 256, 512])

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cips_fast.train import folder, sources
-from cips_fast.train.sources import DataError, open_source
+from cips_fast.train import folder, images
+from cips_fast.train.images import DataError
+from cips_fast.train.sources import open_source
 
 from .pictures import R, assert_close, expected, picture, save
 
@@ -235,7 +236,7 @@ def test_zip_and_folder_agree(data):
 def counted(monkeypatch):
     """A list that grows by one with each image decoded."""
     calls = []
-    monkeypatch.setattr(folder, "decode_image", lambda *given: calls.append(1) or sources.decode_image(*given))
+    monkeypatch.setattr(folder, "decode_image", lambda *given: calls.append(1) or images.decode_image(*given))
     return calls
 
 

@@ -6,7 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from cips_fast.train.sources import DataError, open_source
+from cips_fast.train.images import DataError
+from cips_fast.train.sources import open_source
 
 from .pictures import R, assert_is_image, save
 

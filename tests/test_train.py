@@ -285,7 +285,9 @@ def test_statistics_are_plotted(tmp_path, capsys):
 def test_missing_data_folder_creates_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--res", "64", "--data", "no/such/folder"]) == 2
-    assert "no/such/folder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: --data: no data called 'no/such/folder'")
+    assert "it may be landscapes, bluemarble, a folder or a .zip file" in error
     assert not (tmp_path / "runs").exists()
 
 

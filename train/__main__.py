@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from .config import OptionError, Options, parse
 from .dry_run import describe
+from .images import DataError
 from .loop import run, say
 from .run_folder import RunFolder
-from .sources import DataError, open_source
+from .sources import open_source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,9 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(describe(options))
             return 0
         return run(options, folder, open_source(options.data, options.res))
-    except (OptionError, DataError) as error:
+    except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except DataError as error:
+        print(f"error: --data: {error}", file=sys.stderr)
+    return 2
 
 
 def summary(options: Options) -> str:

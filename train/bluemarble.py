@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from .sources import DataError, check_index
+from .images import DataError, check_index
 
 PIXELS_PER_DEGREE = 15
 # 58.9°E … 101.6°E: India, Tibet, the steppes and Siberia, so desert, farmland, ice, taiga and tundra. The edges are

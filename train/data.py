@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .sources import ImageSource
+from .images import ImageSource
 
 POOL_GROWTH = 8
 

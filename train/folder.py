@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .sources import FORMATS, UNREADABLE, DataError, check_index, decode_image, remove_stale
+from .images import FORMATS, UNREADABLE, DataError, check_index, decode_image, remove_stale
 
 DECODER_VERSION = 1  # part of the cache's key: raise it when the same file comes out as other pixels
 CHUNK = 64  # images decoded ahead of the writing, 50 MB at R = 512

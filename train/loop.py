@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from .config import Options
 from .data import Patches
+from .images import ImageSource
 from .landscapes import LandscapeSource
 from .preview import Previewer
 from .run_folder import RunFolder
-from .sources import ImageSource
 from .trainer import DTYPES, StepLosses, Trainer
 
 FIRST_PREVIEW_SECONDS = 40
