@@ -28,11 +28,11 @@ def plane(
         if size < 1:
             raise ValueError(f"{name}: got {size}, must be at least 1")
     x0, y0, x1, y1 = region
-    # Rounded once, from float64: a pixel has the same coordinate however its tile was cut, but for that rounding.
-    x = torch.linspace(x0, x1, width, dtype=torch.float64, device=device)
-    y = torch.linspace(y0, y1, height, dtype=torch.float64, device=device)
+    # In float64, which not every device has, and rounded once: a tile's coordinates are then those of the whole image.
+    x = torch.linspace(x0, x1, width, dtype=torch.float64)
+    y = torch.linspace(y0, y1, height, dtype=torch.float64)
     y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([x, y], -1).to(dtype)
+    return torch.stack([x, y], -1).to(dtype).to(device)
 
 
 def integer(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:

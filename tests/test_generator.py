@@ -221,3 +221,11 @@ def test_plane_grid():
     assert grids.integer(2, 3).tolist() == [[[0, 0], [1, 0], [2, 0]], [[0, 1], [1, 1], [2, 1]]]
     with pytest.raises(ValueError, match="height: got 0, must be at least 1"):
         grids.plane(0, 4)
+
+
+def test_a_tile_of_the_plane_has_the_whole_images_coordinates():
+    whole = grids.plane(1, 512)[0, :, 0]
+    for first, last in ((0, 100), (37, 300), (256, 511)):
+        region = (-1 + 2 * first / 511, -1, -1 + 2 * last / 511, -1)
+        tile = grids.plane(1, last - first + 1, region)[0, :, 0]
+        assert torch.equal(tile, whole[first : last + 1])
