@@ -1,6 +1,7 @@
 """Checkpoints: our own as safetensors with the configuration inside, and those of the published code."""
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def load_published(
             `g`.
         variant: `skip` or `res`; checked where given.
         size: native resolution; checked where given.
-        activation: needed for `sin` and `sinrelu`, which no shape tells apart (`sinrelu` unless given).
+        activation: needed for `sin` and `sinrelu`, which no shape tells apart; checked where given.
         integer_coords: the native grid is counted in pixels.
         mean_latent: centre of truncation [S]; the mean of w over 4096 fixed latents unless given.
         backend: see `cips_fast.functional`.
@@ -80,10 +81,9 @@ def load_published(
     check_names_and_shapes(state, {published: shape for published, _, shape in table})
 
     shapes = {name: tensor.shape for name, tensor in layout.state_dict().items()}
-    tensors = {own: state[published].float().reshape(shapes[own]) for published, own, _ in table if own}
-    cells = state["emb.input"].float()[0]
-    tensors["encoding.embedding"] = cells.permute(1, 2, 0).contiguous()  # [H, W, C]
-    strengths = [state[published].float().reshape(1) for published, own, _ in table if own is None]
+    tensors = {own: state[published].reshape(shapes[own]) for published, own, _ in table if own}
+    tensors["encoding.embedding"] = state["emb.input"][0].permute(1, 2, 0).contiguous()  # [H, W, C]
+    strengths = [state[published].reshape(1) for published, own, _ in table if own is None]
     tensors["noise_strength"] = torch.cat(strengths)
     config["noise"] = bool(tensors["noise_strength"].any())
     tensors["mean_latent"] = torch.zeros(layout.style_features)
@@ -93,15 +93,23 @@ def load_published(
 
 
 def published_state(source: str | Path | Mapping[str, Tensor], entries: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """The state dict in a published checkpoint: a file or a dict, whole or the first of `entries` that it holds."""
+    """The float32 state dict in a published checkpoint: a file or a dict, whole or the first of `entries`."""
     if isinstance(source, str | Path):
         if not Path(source).is_file():
             raise FileNotFoundError(f"checkpoint: got {str(source)!r}, which is not a file")
-        source = torch.load(source, map_location="cpu", weights_only=True)
+        try:
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"checkpoint: {str(source)!r} cannot be read as tensors alone ({error})") from error
     state = next((source[entry] for entry in entries if entry in source), source)
     if not isinstance(state, Mapping):
         raise ValueError(f"state_dict: got {type(state).__name__}, must be a dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    # Copies: what is done to the loaded network must not reach the caller's dict.
+    return {
+        name.removeprefix("module."): tensor.detach().to("cpu", torch.float32, copy=True)
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+    }
 
 
 def check_names_and_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], most: int = 8) -> None:
@@ -150,21 +158,20 @@ def _published_config(
     for name, value in (("variant", variant), ("size", size)):
         if value is not None and value != found[name]:
             raise ValueError(f"{name}: got {value!r}, but the state_dict's names and shapes are of {found[name]!r}")
-    plain = any(name.endswith("activate.bias") for name in state)
-    if activation is not None and (activation == "lrelu") != plain:
-        raise ValueError(f"activation: got {activation!r}, but the biases are those of {_activations(plain)}")
+    choices = ("lrelu",) if any(name.endswith("activate.bias") for name in state) else ("sin", "sinrelu")
+    activation = activation or (choices[0] if len(choices) == 1 else None)
+    if activation not in choices:
+        raise ValueError(
+            f"activation: got {activation!r}, by the biases' names it is {' or '.join(map(repr, choices))}"
+        )
     return found | {
         "width": widths,
-        "activation": "lrelu" if plain else activation or "sinrelu",
+        "activation": activation,
         "style_features": state["style.1.weight"].shape[0],
         "embedding_size": state["emb.input"].shape[-1],
         "encoding_features": state["emb.input"].shape[1],
         "mapping_layers": sum(name.startswith("style.") and name.endswith(".weight") for name in state),
     }
-
-
-def _activations(plain: bool) -> str:
-    return "'lrelu'" if plain else "'sin' or 'sinrelu'"
 
 
 def _published_names(layout: CIPSGenerator) -> Iterator[tuple[str, str | None, tuple[int, ...]]]:

@@ -72,6 +72,21 @@ def test_checkpoint_files(tmp_path):
     assert torch.equal(load_published(str(tmp_path / "parallel.pt"))(z), wanted)
     with pytest.raises(FileNotFoundError, match="checkpoint: got"):
         load_published(tmp_path / "absent.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:1000])
+    torch.save({"g_ema": state, "args": object}, tmp_path / "objects.pt")
+    for name in ("cut.pt", "objects.pt"):
+        with pytest.raises(ValueError, match="cannot be read as tensors alone"):
+            load_published(tmp_path / name)
+
+
+def test_the_callers_dict_is_left_alone():
+    state = draw_state("skip", 8, "lrelu", 3, hidden=16, style=12, scale_widths=1 / 64, mapping=2)
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    generator = load_published(state)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(state[name], before[name]) for name in state)
 
 
 def test_mean_latent_is_sampled_unless_given():
@@ -114,7 +129,8 @@ def damaged(**changes):
         ({"weight": torch.zeros(1)}, {}, "not a published CIPS generator"),
         (damaged(), {"size": 16}, "size: got 16, but the state_dict's names and shapes are of 8"),
         (damaged(), {"variant": "res"}, "variant: got 'res', but"),
-        (damaged(), {"activation": "sin"}, "activation: got 'sin', but the biases are those of 'lrelu'"),
+        (damaged(), {"activation": "sin"}, "activation: got 'sin', by the biases' names it is 'lrelu'"),
+        (draw_state("res", 4, "sin", 1, 8, 8, 1 / 64, 1), {}, "activation: got None, .* it is 'sin' or 'sinrelu'"),
     ],
 )
 def test_dicts_that_do_not_fit_are_refused(state, options, words):
