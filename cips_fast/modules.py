@@ -111,16 +111,31 @@ class ModFC(nn.Module):
         return f"{in_features}, {out_features}, demodulate={self.demodulate}, activation={self.activation!r}"
 
 
-class ToRGB(ModFC):
+class ToRGB(nn.Module):
     """Colour of a pixel: rgb = T' x + τ, T' modulated and not demodulated   (Anokhin et al., arXiv 2011.13775).
 
     Args:
         in_features, style_features: I and S.
         backend: see `cips_fast.functional`.
+
+    Raises:
+        ValueError: an unknown backend.
     """
 
     def __init__(self, in_features: int, style_features: int, *, backend: str = "auto"):
-        super().__init__(in_features, 3, style_features, demodulate=False, activation="linear", backend=backend)
+        super().__init__()
+        functional.check_choice("backend", backend, functional.BACKENDS)
+        self.weight = nn.Parameter(torch.randn(3, in_features))  # [3, I]
+        self.bias = nn.Parameter(torch.zeros(3))  # [3]
+        self.affine = EqualLinear(style_features, in_features, bias_init=1.0)
+        self.backend = backend
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """Features x [B|1, P, I], style [B, S] -> colours [B, P, 3]."""
+        s = self.affine(style)  # [B, I]
+        return functional.mod_fc(
+            x, self.weight, s, self.bias, demodulate=False, activation="linear", backend=self.backend
+        )
 
 
 class FourierEncoding(nn.Module):

@@ -29,7 +29,7 @@ def test_parameter_counts_of_the_paper(width, count):
     with torch.device("meta"):
         generator = CIPSGenerator(size=256, width=width)
     assert sum(p.numel() for p in generator.parameters()) == count
-    assert len([m for m in generator.modules() if type(m) is ModFC]) == generator.num_layers == 15
+    assert len([m for m in generator.modules() if isinstance(m, ModFC)]) == generator.num_layers == 15
     assert len(generator.to_rgb) == 7
 
 

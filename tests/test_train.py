@@ -307,6 +307,8 @@ def test_presets_follow_the_device_and_the_command_line():
     published = resolve({"res": 256, "device": "cpu", "preset": "cips", "batch": 4})
     assert (published.width, published.batch, published.r1_gamma, published.crop) == (512, 4, 10.0, 256)
     assert len(resolve({"res": 512, "device": "cpu", "crop": 64}).stride_shares) == 4
+    assert (cpu.mirror, published.mirror) == (True, False)
+    assert not resolve({"res": 512, "device": "cpu", "data": "my/photos"}).mirror
 
 
 def test_command_line_trains_on_a_folder(tmp_path):

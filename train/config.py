@@ -74,7 +74,6 @@ MAY_CHANGE = frozenset({"out", "kimg", "device", "log_every", "preview_minutes",
 CIPS = {
     "kimg": 25000.0,
     "batch": 32,
-    "mirror": False,
     "width": 512,
     "style_features": 512,
     "mapping_layers": 8,
@@ -98,7 +97,6 @@ CIPS = {
 CPU = CIPS | {
     "kimg": 100.0,
     "batch": 16,
-    "mirror": True,
     "width": 128,
     "style_features": 128,
     "mapping_layers": 2,
@@ -120,6 +118,9 @@ POSITIVE = (
     *("g_lr", "d_lr", "d_channels", "d_base", "preview_minutes", "checkpoint_minutes"),
 )
 NOT_NEGATIVE = ("r1_gamma", "ema_kimg", "ema_ramp_up", "embedding_std", "rgb_std", "style_std")
+
+# Nothing in them tells left from right. In a user's images something may: text, clocks, traffic.
+MAY_BE_MIRRORED = ("landscapes", "bluemarble")
 
 PRESETS = {"cips": CIPS, "cpu": CPU}
 MAX_CROP = {"cips": 256, "cpu": 32}
@@ -150,6 +151,7 @@ def resolve(given: dict[str, Any]) -> Options:
         "out": str(Path("runs") / f"{Path(data).resolve().stem}-{res}"),
         "backend": "auto",
         "seed": 0,
+        "mirror": preset == "cpu" and data in MAY_BE_MIRRORED,
         "variant": "skip",
         "activation": "lrelu",
         "embedding_size": 4 if preset == "cpu" else res,
