@@ -31,9 +31,7 @@ def load(path: str | Path, *, backend: str = "auto") -> CIPSGenerator:
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint: got {str(path)!r}, which is not a file")
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors, metadata = read_tensors(path)
         config = json.loads(metadata["cips_fast"])
         averaged = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
     except KeyError:
@@ -41,6 +39,13 @@ def load(path: str | Path, *, backend: str = "auto") -> CIPSGenerator:
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint: {str(path)!r} is damaged ({error})") from None
     return _assemble(config | {"backend": backend}, averaged or tensors)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file; SafetensorError where it is damaged."""
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 
 
 def load_published(

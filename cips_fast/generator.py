@@ -73,7 +73,17 @@ class CIPSGenerator(nn.Module):
         functional.check_choice("activation", activation, ACTIVATIONS)
         functional.check_choice("geometry", geometry, ("plane",))
         widths = _block_widths(width, variant, blocks=size.bit_length() - 2)
-        features = encoding_features or widths[0]
+        features = widths[0] if encoding_features is None else encoding_features
+        cells = size if embedding_size is None else embedding_size
+        counts = {
+            "style_features": style_features,
+            "embedding_size": cells,
+            "encoding_features": features,
+            "mapping_layers": mapping_layers,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name}: got {count}, must be a positive number")
         self.config = {
             "size": size,
             "variant": variant,
@@ -81,7 +91,7 @@ class CIPSGenerator(nn.Module):
             "style_features": style_features,
             "activation": activation,
             "geometry": geometry,
-            "embedding_size": embedding_size or size,
+            "embedding_size": cells,
             "encoding_features": features,
             "mapping_layers": mapping_layers,
             "max_frequency": max_frequency,
@@ -99,7 +109,7 @@ class CIPSGenerator(nn.Module):
         self.mapping = Mapping(style_features, mapping_layers)
         self.encoding = FourierEncoding(
             features,
-            embedding_size or size,
+            cells,
             align_corners=align_corners,
             max_frequency=max_frequency,
             embedding_std=embedding_std,

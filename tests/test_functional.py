@@ -1,6 +1,7 @@
 """The layer operations: formulas, derivatives, agreement of the backends, autocast, errors."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ IDS = [f"B{b}-P{p}-I{i}-O{o}" for b, p, i, o in SHAPES]
 
 def layer_inputs(batch, pixels, inputs, outputs, dtype=torch.float64, shared=False):
     rng = torch.Generator().manual_seed(batch * 1009 + pixels * 31 + inputs)
-    draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=dtype, requires_grad=True)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=rng, dtype=dtype, requires_grad=True)
+
     return draw(1 if shared else batch, pixels, inputs), draw(outputs, inputs), draw(batch, inputs), draw(outputs)
 
 
@@ -90,12 +94,11 @@ def test_non_contiguous_inputs_give_the_same():
 @pytest.mark.parametrize("activation", ref.ACTIVATIONS)
 def test_mod_fc_has_both_derivatives(demodulate, activation):
     inputs = layer_inputs(2, 3, 4, 4)
-    layer = lambda *t: functional.mod_fc(*t, demodulate=demodulate, activation=activation, backend="reference")  # noqa: E731
-    assert gradcheck(layer, inputs)
-    assert gradgradcheck(layer, inputs)
-    assert gradcheck(
-        lambda *t: functional.mod_fc(*t, demodulate=demodulate, activation=activation, backend="cpu"), inputs
-    )
+    options = {"demodulate": demodulate, "activation": activation}
+    reference = partial(functional.mod_fc, **options, backend="reference")
+    assert gradcheck(reference, inputs)
+    assert gradgradcheck(reference, inputs)
+    assert gradcheck(partial(functional.mod_fc, **options, backend="cpu"), inputs)
 
 
 def test_modulate_gives_rows_of_unit_length():
@@ -140,7 +143,7 @@ def test_embed_coords_has_derivatives(backend):
     rng = torch.Generator().manual_seed(5)
     table = torch.randn(4, 5, 3, generator=rng, dtype=torch.float64, requires_grad=True)
     coords = (torch.rand(1, 9, 2, generator=rng, dtype=torch.float64) * 1.6 - 0.8).requires_grad_()
-    read = lambda c, t: functional.embed_coords(c, t, backend=backend)  # noqa: E731
+    read = partial(functional.embed_coords, backend=backend)
     assert gradcheck(read, (coords, table))
     if backend == "reference":
         assert gradgradcheck(read, (coords, table))

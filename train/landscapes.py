@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 COUNTS = {"train": 5000, "heldout": 500}
 STALE_SECONDS = 3600.0
@@ -119,25 +118,6 @@ class Drawing:
             process.terminate()
         for process in self._processes:
             process.wait()
-
-
-def draw_all(source: LandscapeSource, workers: int, progress: bool = True) -> None:
-    """Draw every image of `source` that is not cached, and wait for it.
-
-    Raises:
-        OSError: the workers ended before all was drawn; they have said why on stderr.
-    """
-    drawing = source.prepare(range(len(source)), workers)
-    try:
-        with tqdm(total=drawing.total, desc="drawing landscapes", unit="img", disable=not progress) as bar:
-            while drawing.running:
-                time.sleep(0.1)
-                bar.update(drawing.done - bar.n)
-            bar.update(drawing.done - bar.n)
-    finally:
-        drawing.stop()
-    if drawing.done < drawing.total:
-        raise OSError(f"only {drawing.done} of {drawing.total} landscapes could be drawn into {source.folder}")
 
 
 def draw(seed: int, resolution: int) -> bytes:

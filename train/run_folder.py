@@ -13,6 +13,8 @@ import safetensors.torch
 from PIL import Image
 from torch import Tensor
 
+from cips_fast.checkpoint import read_tensors
+
 from .config import MAY_CHANGE, OptionError, Options, to_dict
 
 KEPT_CHECKPOINTS = 3
@@ -66,8 +68,7 @@ class RunFolder:
             return None
         file = self.checkpoints / pointer.read_text().strip()
         try:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+            return read_tensors(file)
         except (safetensors.SafetensorError, OSError) as error:
             others = sorted(p.name for p in self.checkpoints.glob("step-*.safetensors") if p != file)
             advice = f"write {others[-1]!r} into {str(pointer)!r} to go on from there" if others else "no other is kept"

@@ -99,19 +99,12 @@ class Trainer:
     def _fakes(self, coords: Tensor, rng: torch.Generator) -> Tensor:
         """Images [B, 3, H, W] of latents drawn from `rng`."""
         z = torch.randn(2, coords.shape[0], self.options.style_features, generator=rng).to(self.device)
-        w, w_late = (
-            self.generator.mapping(z.flatten(0, 1)).chunk(2)
-            if self.options.style_mixing
-            else (
-                self.generator.mapping(z[0]),
-                None,
-            )
-        )
+        w = self.generator.mapping(z[0])
         if torch.is_grad_enabled():
             self.generator.track_mean_latent(w)
-        if w_late is not None and torch.rand((), generator=rng) < self.options.style_mixing:
+        if self.options.style_mixing and torch.rand((), generator=rng) < self.options.style_mixing:
             crossover = int(torch.randint(1, self.generator.num_layers, (), generator=rng))
-            w = self.generator.mix(w, w_late, crossover)
+            w = self.generator.mix(w, self.generator.mapping(z[1]), crossover)
         return self.generator.synthesis(w, coords if self.options.patches else coords[:1])
 
     def _logits(self, images: Tensor, coords: Tensor) -> Tensor:
