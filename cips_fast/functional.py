@@ -1,19 +1,31 @@
 """Public operations, one layer each: argument checks and the choice of backend.
 
-Backends: `reference` is the eager specification, for any device; `cpu` is the same maths arranged for CPU tensors;
-`auto` is `cpu` for CPU tensors and `reference` elsewhere. A backend that is asked for by name is used or refused.
+Backends: `triton` is the kernels, for tensors on a GPU (or any, with TRITON_INTERPRET=1) in bfloat16, float16 or
+float32; `cpu` is the same maths arranged for CPU tensors; `reference` is the eager specification, for any device and
+dtype; `auto` is the first of these that serves the tensors. A backend that is asked for by name is used or refused.
 """
+
+import contextlib
+import importlib.util
+import logging
 
 import torch
 from torch import Tensor
 
+from . import ops
 from . import reference as ref
 from .cpu import embed_coords_cpu, mod_fc_cpu
+from .kernels.device import can_run_on
 
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "triton", "cpu", "reference")
+TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+_log = logging.getLogger("cips_fast")
+_have_triton = importlib.util.find_spec("triton") is not None
+_told: set[tuple[str, str]] = set()
 
 
-def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True) -> Tensor:
+def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True, backend: str = "auto") -> Tensor:
     """Modulate a weight matrix by a style and demodulate it.
 
     W'[b,o,i] = W[o,i]·s[b,i]/√I, then W'[b,o,:] /= sqrt(Σ_i W'[b,o,i]² + 1e-8)   (Karras et al., arXiv 1912.04958)
@@ -22,15 +34,19 @@ def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True) -> Tenso
         weight: raw weights, drawn N(0, 1), floating [O, I].
         style: per-sample scales of the inputs, the weight's dtype [B, I].
         demodulate: normalise every output's weights to unit length.
+        backend: `auto`, `triton`, `cpu` (here the same as `reference`) or `reference`.
 
     Returns:
-        Modulated weights [B, O, I].
+        Modulated weights, the weight's dtype [B, O, I].
 
     Raises:
-        ValueError: a shape does not fit, or the tensors lie on different devices.
-        TypeError: a tensor is not floating.
+        ValueError: a shape, device or backend does not fit.
+        TypeError: a tensor is not floating, or its dtype does not fit the others or the backend.
     """
     _check_weight_and_style(weight, style)
+    _check_dtype("style", style, weight)
+    if resolve_backend(backend, weight) == "triton":
+        return ops.modulate(weight, style, demodulate)[0]
     return ref.modulate_ref(weight, style, demodulate)
 
 
@@ -50,19 +66,19 @@ def mod_fc(
 
     Args:
         x: features, floating [B, P, I], or [1, P, I] shared by the batch.
-        weight: raw weights, drawn N(0, 1), floating [O, I].
-        style: floating [B, I].
+        weight: raw weights, drawn N(0, 1), of x's dtype unless under autocast [O, I].
+        style: of the weight's dtype [B, I].
         bias: floating [O].
         demodulate: normalise every output's modulated weights to unit length.
         activation: `lrelu` √2·lrelu₀.₂, `linear`, `sin`, or `sinrelu` (√2·[lrelu₀.₂ of even channels; sine of odd]).
-        backend: `auto`, `cpu` or `reference`.
+        backend: `auto`, `triton`, `cpu` or `reference`. On `triton` sines are a pass of their own.
 
     Returns:
         Features [B, P, O]. Under autocast they have its dtype, as after `torch.nn.Linear`.
 
     Raises:
         ValueError: a shape, device, activation or backend does not fit.
-        TypeError: a tensor is not floating.
+        TypeError: a tensor is not floating, or its dtype does not fit the others or the backend.
     """
     _check_weight_and_style(weight, style)
     _check_floating("x", x)
@@ -78,73 +94,135 @@ def mod_fc(
     check_choice("activation", activation, ref.ACTIVATIONS)
     if activation == "sinrelu" and weight.shape[0] % 2:
         raise ValueError(f"weight: got {weight.shape[0]} outputs, activation 'sinrelu' needs an even number")
-    layer = mod_fc_cpu if resolve_backend(backend, x) == "cpu" else ref.mod_fc_ref
+    dtype = autocast_dtype(x)
+    if dtype is None:
+        _check_dtype("x", x, weight)
+        _check_dtype("style", style, weight)
+    chosen = resolve_backend(backend, x if dtype is None else x.to(dtype))
+    if chosen == "triton":
+        lrelu = activation == "lrelu"
+        y = ops.mod_fc(x if dtype is None else x.to(dtype), weight, style, bias, demodulate, lrelu)[0]
+        return y if lrelu else ref.activate_ref(y, activation)
+    layer = mod_fc_cpu if chosen == "cpu" else ref.mod_fc_ref
     return layer(x, weight, style, bias, demodulate, activation)
 
 
-def fourier_encode(coords: Tensor, freq: Tensor, phase: Tensor) -> Tensor:
-    """Encode coordinates by learned Fourier features: sin(F c + φ)   (Anokhin et al., arXiv 2011.13775, section 3).
+def fourier_encode(
+    coords: Tensor,
+    freq: Tensor,
+    phase: Tensor,
+    table: Tensor | None = None,
+    *,
+    table_coords: Tensor | None = None,
+    align_corners: bool = True,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Encode coordinates by learned Fourier features, and by a learned table read bilinearly if there is one.
+
+    sin(F c + φ), or [sin(F c + φ); E(c)]   (Anokhin et al., arXiv 2011.13775, section 3)
 
     Args:
-        coords: floating [B, P, D] or [1, P, D], any range; the usual one is [-1, 1].
-        freq: radians per unit of coordinate, floating [C, D].
-        phase: radians, floating [C].
+        coords: floating [B, P, D] or [1, P, D], any range; the usual one is [-1, 1]. `triton` takes D of 2 or 3.
+        freq: F, radians per unit of coordinate, floating [C, D].
+        phase: φ, radians, floating [C].
+        table: E, floating [H, W, C].
+        table_coords: where the table is read, x, y in [-1, 1], beyond which its border is read; floating
+            [B, P, 2]. They are `coords` unless given.
+        align_corners: -1 and 1 are the centres of the table's outermost cells, else their outer edges.
+        dtype: of the result, that of `coords` unless given. The argument of the sine is never rounded to it.
+        backend: `auto`, `triton`, `cpu` or `reference`. Sines of `triton` are off by 1e-5 at most for arguments up to
+            1e4, products of coordinate and frequency included.
 
     Returns:
-        Features in [-1, 1], [B, P, C].
-
-    Raises:
-        ValueError: a shape does not fit, or the tensors lie on different devices.
-        TypeError: a tensor is not floating.
-    """
-    for name, tensor in (("coords", coords), ("freq", freq), ("phase", phase)):
-        _check_floating(name, tensor)
-        _check_device(name, tensor, freq)
-    if freq.dim() != 2 or phase.shape != freq.shape[:1]:
-        raise ValueError(f"phase: got shape {list(phase.shape)} for freq {list(freq.shape)}, must be [C] and [C, D]")
-    if coords.dim() != 3 or coords.shape[2] != freq.shape[1]:
-        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [B, P, {freq.shape[1]}]")
-    # Under autocast F c would be rounded to 8 bits before the sine, and every pixel's position with it.
-    with torch.autocast(coords.device.type, enabled=False):
-        return ref.fourier_encode_ref(coords, freq, phase)
-
-
-def embed_coords(coords: Tensor, table: Tensor, *, align_corners: bool = True, backend: str = "auto") -> Tensor:
-    """Read a learned table of features bilinearly at coordinates   (Anokhin et al., arXiv 2011.13775, section 3).
-
-    Args:
-        coords: x, y in [-1, 1], floating [B, P, 2]; beyond that range the border is read.
-        table: floating [H, W, C].
-        align_corners: -1 and 1 are the centres of the outermost cells, else their outer edges.
-        backend: `auto`, `cpu` or `reference`.
-
-    Returns:
-        Features [B, P, C].
+        Features [B, P, C], or [B, P, 2C] with a table.
 
     Raises:
         ValueError: a shape, device or backend does not fit.
         TypeError: a tensor is not floating.
     """
-    for name, tensor in (("coords", coords), ("table", table)):
-        _check_floating(name, tensor)
-        _check_device(name, tensor, table)
-    if table.dim() != 3:
-        raise ValueError(f"table: got shape {list(table.shape)}, must be [H, W, C]")
-    if coords.dim() != 3 or coords.shape[2] != 2:
-        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [B, P, 2]")
-    read = embed_coords_cpu if resolve_backend(backend, coords) == "cpu" else ref.embed_coords_ref
-    return read(coords, table, align_corners)
+    named = {"coords": coords, "freq": freq, "phase": phase, "table": table, "table_coords": table_coords}
+    for name, tensor in named.items():
+        if tensor is not None:
+            _check_floating(name, tensor)
+            _check_device(name, tensor, freq)
+    if freq.dim() != 2 or phase.shape != freq.shape[:1]:
+        raise ValueError(f"phase: got shape {list(phase.shape)} for freq {list(freq.shape)}, must be [C] and [C, D]")
+    if coords.dim() != 3 or coords.shape[2] != freq.shape[1]:
+        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [B, P, {freq.shape[1]}]")
+    at = coords if table_coords is None else table_coords
+    if table is not None:
+        if table.dim() != 3 or table.shape[2] != freq.shape[0]:
+            raise ValueError(f"table: got shape {list(table.shape)}, must be [H, W, {freq.shape[0]}]")
+        if at.shape != (*coords.shape[:2], 2):
+            name = "coords" if table_coords is None else "table_coords"
+            raise ValueError(f"{name}: got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]} to read the table")
+    chosen = resolve_backend(backend, freq)
+    # Under autocast F c would be rounded to 8 bits before the sine, and every pixel's position with it.
+    with without_autocast(coords):
+        if chosen == "triton":
+            if freq.shape[1] not in (2, 3):
+                raise ValueError(f"freq: got {freq.shape[1]} coordinate dimensions, backend 'triton' takes 2 or 3")
+            rows = coords.flatten(0, 1).float()
+            read_at = None if table is None else at.flatten(0, 1).float()
+            out = ops.fourier(rows, freq, phase, read_at, table, align_corners, dtype or coords.dtype)
+            return out.unflatten(0, coords.shape[:2])
+        encoded = ref.fourier_encode_ref(coords, freq, phase)
+        if table is not None:
+            read = embed_coords_cpu if chosen == "cpu" else ref.embed_coords_ref
+            encoded = torch.cat([encoded, read(at, table, align_corners)], -1)
+        return encoded if dtype is None else encoded.to(dtype)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype to which autocast brings products of tensors on x's device; None outside of it."""
+    kind = x.device.type
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else None
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """A context in which nothing on x's device is rounded to autocast's dtype."""
+    kind = x.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else contextlib.nullcontext()
 
 
 def resolve_backend(backend: str, tensor: Tensor) -> str:
-    """The backend that `backend` stands for on the tensor's device; ValueError where it cannot serve that device."""
+    """The backend that `backend` stands for on the tensor's device and dtype.
+
+    Raises:
+        ValueError: an unknown backend, or one that does not serve that device.
+        TypeError: a backend that does not take that dtype.
+        ImportError: `triton` was asked for and is not installed.
+    """
     check_choice("backend", backend, BACKENDS)
     on_cpu = tensor.device.type == "cpu"
+    if backend == "auto":
+        kernels = tensor.device.type == "cuda" and _have_triton and tensor.dtype in TRITON_DTYPES
+        chosen = "triton" if kernels else "cpu" if on_cpu else "reference"
+        if not torch.compiler.is_compiling():
+            _tell_once(tensor.device.type, chosen)
+        return chosen
     if backend == "cpu" and not on_cpu:
         raise ValueError(f"backend: got 'cpu' for tensors on {tensor.device}, may be 'auto' or 'reference' there")
-    if backend == "auto":
-        return "cpu" if on_cpu else "reference"
+    if backend == "triton":
+        if not _have_triton:
+            raise ImportError("backend: got 'triton', which is not installed; may be 'auto', 'cpu' or 'reference'")
+        if not can_run_on(tensor.device):
+            raise ValueError(
+                f"backend: got 'triton' for tensors on {tensor.device}, which takes a GPU, or TRITON_INTERPRET=1 set "
+                "before Python starts; may be 'auto', 'cpu' or 'reference'"
+            )
+        if tensor.dtype not in TRITON_DTYPES:
+            raise TypeError(f"dtype: got {tensor.dtype}, backend 'triton' takes bfloat16, float16 or float32")
     return backend
+
+
+def _tell_once(device: str, chosen: str) -> None:
+    if (device, chosen) not in _told:
+        _told.add((device, chosen))
+        _log.info("backend 'auto' is %r for tensors on %s", chosen, device)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -166,6 +244,11 @@ def _check_weight_and_style(weight: Tensor, style: Tensor) -> None:
 def _check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: got dtype {tensor.dtype}, must be floating")
+
+
+def _check_dtype(name: str, tensor: Tensor, weight: Tensor) -> None:
+    if tensor.dtype != weight.dtype:
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, must be {weight.dtype} like the weights")
 
 
 def _check_device(name: str, tensor: Tensor, weight: Tensor) -> None:

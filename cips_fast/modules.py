@@ -29,7 +29,7 @@ class EqualLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
         # Styles scale whole channels: their rounding under autocast would be seen in every pixel, and they are cheap.
-        with torch.autocast(x.device.type, enabled=False):
+        with functional.without_autocast(x):
             return ref.linear_ref(x.to(self.weight.dtype), self.weight, self.bias, self.lr_multiplier)
 
 
@@ -172,11 +172,17 @@ class FourierEncoding(nn.Module):
     def forward(self, coords: Tensor) -> Tensor:
         """Coordinates [B|1, P, 2] -> features [B|1, P, 2C]."""
         coords = coords.to(self.freq.dtype)
-        waves = functional.fourier_encode(coords, self.freq, self.phase)
-        cells = functional.embed_coords(coords, self.embedding, align_corners=self.align_corners, backend=self.backend)
-        return torch.cat([waves, cells], -1)
+        return functional.fourier_encode(
+            coords,
+            self.freq,
+            self.phase,
+            self.embedding,
+            align_corners=self.align_corners,
+            dtype=functional.autocast_dtype(coords),
+            backend=self.backend,
+        )
 
     def on_native_grid(self, coords: Tensor) -> Tensor:
         """As `forward`, with the embedding taken as it stands, one cell a pixel: coords [B|1, cells², 2]."""
-        waves = functional.fourier_encode(coords.to(self.freq.dtype), self.freq, self.phase)
+        waves = functional.fourier_encode(coords.to(self.freq.dtype), self.freq, self.phase, backend=self.backend)
         return torch.cat([waves, self.embedding.flatten(0, 1).expand(waves.shape[0], -1, -1)], -1)

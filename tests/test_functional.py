@@ -122,8 +122,15 @@ def test_fourier_encode_and_its_derivatives():
     assert gradgradcheck(functional.fourier_encode, inputs)
 
 
+def read_table(coords, table, **options):
+    """What the encoding reads from a table, without the waves beside it."""
+    C, D = table.shape[2], coords.shape[2]
+    encoded = functional.fourier_encode(coords, coords.new_zeros(C, D), coords.new_zeros(C), table, **options)
+    return encoded[..., C:]
+
+
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_embed_coords_is_grid_sample(align_corners):
+def test_table_is_read_as_by_grid_sample(align_corners):
     rng = torch.Generator().manual_seed(4)
     table = torch.randn(5, 7, 3, generator=rng, dtype=torch.float64)  # [H, W, C]
     coords = torch.rand(2, 50, 2, generator=rng, dtype=torch.float64) * 3 - 1.5  # beyond the border too
@@ -134,19 +141,30 @@ def test_embed_coords_is_grid_sample(align_corners):
         align_corners=align_corners,
     )[:, :, 0].mT
     for backend in ("reference", "cpu"):
-        got = functional.embed_coords(coords, table, align_corners=align_corners, backend=backend)
+        got = read_table(coords, table, align_corners=align_corners, backend=backend)
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_embed_coords_has_derivatives(backend):
+def test_table_read_has_derivatives(backend):
     rng = torch.Generator().manual_seed(5)
     table = torch.randn(4, 5, 3, generator=rng, dtype=torch.float64, requires_grad=True)
     coords = (torch.rand(1, 9, 2, generator=rng, dtype=torch.float64) * 1.6 - 0.8).requires_grad_()
-    read = partial(functional.embed_coords, backend=backend)
+    read = partial(read_table, backend=backend)
     assert gradcheck(read, (coords, table))
     if backend == "reference":
         assert gradgradcheck(read, (coords, table))
+
+
+def test_table_coords_may_differ_from_the_waves():
+    rng = torch.Generator().manual_seed(6)
+    coords, at = torch.randn(1, 9, 3, generator=rng), torch.rand(1, 9, 2, generator=rng)
+    freq, phase = torch.randn(4, 3, generator=rng), torch.randn(4, generator=rng)
+    table = torch.randn(5, 6, 4, generator=rng)
+    for backend in ("reference", "cpu"):
+        got = functional.fourier_encode(coords, freq, phase, table, table_coords=at, backend=backend)
+        torch.testing.assert_close(got[..., :4], functional.fourier_encode(coords, freq, phase))
+        torch.testing.assert_close(got[..., 4:], read_table(at, table))
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -185,7 +203,11 @@ X, W, S = torch.zeros(2, 5, 4), torch.zeros(3, 4), torch.zeros(2, 4)
         (lambda: functional.mod_fc(X.to("meta"), W, S), ValueError, "x: got device meta, must be cpu"),
         (lambda: functional.fourier_encode(X, W, torch.zeros(3)[:2]), ValueError, "phase: got shape"),
         (lambda: functional.fourier_encode(X[..., :3], W, torch.zeros(3)), ValueError, "coords: got shape"),
-        (lambda: functional.embed_coords(X, torch.zeros(2, 2, 3)), ValueError, "coords: got shape"),
+        (lambda: functional.mod_fc(X.half(), W, S), TypeError, "x: got dtype torch.float16, must be torch.float32"),
+        (lambda: functional.mod_fc(X, W, S.half()), TypeError, "style: got dtype torch.float16, must be torch.float32"),
+        (lambda: functional.mod_fc(X, W, S, backend="triton"), ValueError, "backend: got 'triton' for tensors on cpu"),
+        (lambda: functional.fourier_encode(X, W, W[:, 0], X), ValueError, r"table: got shape .*, must be \[H, W, 3\]"),
+        (lambda: functional.fourier_encode(X, W, W[:, 0], X[..., :3]), ValueError, "coords: got shape .* to read the"),
     ],
 )
 def test_bad_arguments_are_named(call, error, words):

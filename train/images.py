@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import time
 import zipfile
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
-import platformdirs
 from PIL import Image, ImageOps
+
+from cips_fast.kernels.tune import cache_folder
 
 # TGA has no signature to tell it by, and EPS is a program that Pillow would have run. Not every Pillow has them all.
 Image.init()
@@ -53,9 +53,8 @@ class ImageSource(Protocol):
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
-    """The cache folder: `cache_dir`, else the environment variable CIPS_FAST_CACHE, else the user's cache folder."""
-    chosen = cache_dir or os.environ.get("CIPS_FAST_CACHE") or platformdirs.user_cache_dir("cips_fast")
-    return Path(chosen).expanduser().absolute()
+    """The cache folder: `cache_dir`, else the package's own."""
+    return Path(cache_dir).expanduser().absolute() if cache_dir else cache_folder()
 
 
 def remove_stale(folder: Path, seconds: float) -> None:

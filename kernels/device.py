@@ -1,0 +1,104 @@
+"""Where kernels run: on a GPU, in Triton's interpreter, or on whatever stands in for a GPU.
+
+A stand-in takes launches instead of Triton's runtime, so that the same code that serves a GPU can be recorded, compiled
+ahead of time for a named architecture, or emulated. Importing this module needs neither Triton nor a GPU.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .launch import INTERPRETER, Tiles
+
+Argument = Tensor | int | float | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch of a kernel: all that it takes to start it, to compile it or to emulate it."""
+
+    kernel: Any  # triton.JITFunction
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Argument]
+    constants: Mapping[str, Any]
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Triton's compiler options."""
+        # Triton's default for contracting products and sums is about to change; the kernels are right with either.
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+class StandIn(Protocol):
+    """Acts as a GPU of an architecture, such as `sm_90`."""
+
+    architecture: str
+
+    def execute(self, call: Call) -> None: ...
+
+
+_stand_in: StandIn | None = None
+
+
+@contextlib.contextmanager
+def standing_in(device: StandIn) -> Iterator[StandIn]:
+    """Hand every launch to `device`, for tensors of any kind, until the context ends."""
+    global _stand_in
+    before, _stand_in = _stand_in, device
+    try:
+        yield device
+    finally:
+        _stand_in = before
+
+
+def run(
+    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Argument], constants: Mapping[str, Any], tiles: Tiles
+) -> None:
+    """Start a kernel on the device of its tensors."""
+    if 0 in grid:
+        return
+    call = Call(kernel, grid, arguments, constants, tiles.warps, tiles.stages)
+    if _stand_in is not None:
+        _stand_in.execute(call)
+        return
+    tensor = next(value for value in call.arguments.values() if isinstance(value, Tensor))
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+        call.kernel[call.grid](**call.arguments, **call.constants, **call.options)
+
+
+def can_run_on(device: torch.device) -> bool:
+    """Whether kernels can be started for tensors on the device."""
+    return device.type == "cuda" or _stand_in is not None or interpreted()
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether a launch for tensors on the device goes to a real GPU."""
+    return device.type == "cuda" and _stand_in is None and not interpreted()
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
+
+
+def architecture(device: torch.device) -> str:
+    """Name of the architecture that serves a device: `sm_90`, `gfx942`, or `interpreter`."""
+    if _stand_in is not None:
+        return _stand_in.architecture
+    return INTERPRETER if interpreted() else _gpu_architecture(device.index or 0)
+
+
+@lru_cache
+def _gpu_architecture(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"

@@ -1,0 +1,107 @@
+"""Tiles measured on the GPU at hand: the table's and a few more, once for every kind of product, kept on disk.
+
+CIPS_FAST_AUTOTUNE=0 turns it off; so does `torch.use_deterministic_algorithms`, since tiles decide the order of sums.
+Importing this module needs neither Triton nor a GPU.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import platformdirs
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .device import architecture, is_gpu
+from .launch import Tiles, gemm_candidates, gemm_tiles
+
+
+def cache_folder() -> Path:
+    """The package's cache: the environment variable CIPS_FAST_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("CIPS_FAST_CACHE") or platformdirs.user_cache_dir("cips_fast")).expanduser().absolute()
+
+
+def product_tiles(
+    op: str, shape: tuple[int, int, int], batch: int, sample: Tensor, attempt: Callable[[Tiles], object]
+) -> Tiles:
+    """The tiles for a product: measured where the sample lies on a GPU and tuning is on, the table's elsewhere.
+
+    Args:
+        op: `fwd`, `dgrad` or `wgrad`.
+        shape: rows, cols and summed length of one product.
+        batch: how many products.
+        sample: an operand; its dtype and device count.
+        attempt: computes the product with given tiles.
+    """
+    arch = architecture(sample.device)
+    if not _enabled(sample):
+        return gemm_tiles(op, shape[0], shape[1], sample.element_size(), arch)
+    # Sizes are rounded up, so that a render's last, smaller chunk is not measured anew.
+    rounded = "x".join(str(1 << (n - 1).bit_length()) for n in (batch, *shape))
+    key = f"{op} {rounded} {str(sample.dtype).removeprefix('torch.')}"
+    known = _known(torch.cuda.get_device_name(sample.device))
+    if key not in known:
+        candidates = gemm_candidates(op, shape[0], shape[1], sample.element_size(), arch)
+        known[key] = fastest(candidates, attempt, f"cips_fast: tiles for {key}")
+        _remember(torch.cuda.get_device_name(sample.device), known)
+    return known[key]
+
+
+def fastest(
+    candidates: list[Tiles],
+    attempt: Callable[[Tiles], object],
+    title: str,
+    measure: Callable[[Callable[[], object]], float] | None = None,
+) -> Tiles:
+    """The candidate whose attempt takes the least time; one that the chip refuses is passed over."""
+    from triton.runtime.errors import OutOfResources
+
+    times: dict[Tiles, float] = {}
+    for tiles in tqdm(candidates, desc=title, unit="try", leave=False):
+        try:
+            times[tiles] = (measure or _milliseconds)(lambda tiles=tiles: attempt(tiles))
+        except OutOfResources:
+            continue
+    return min(times, key=times.__getitem__) if times else candidates[0]
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=10, rep=50, return_mode="median")
+
+
+def _enabled(sample: Tensor) -> bool:
+    return (
+        is_gpu(sample.device)
+        and os.environ.get("CIPS_FAST_AUTOTUNE", "1") != "0"
+        and not torch.are_deterministic_algorithms_enabled()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _file(gpu: str) -> Path:
+    import triton
+
+    return cache_folder() / "tiles" / f"{gpu.replace(' ', '_').replace('/', '_')}-triton-{triton.__version__}.json"
+
+
+@lru_cache
+def _known(gpu: str) -> dict[str, Tiles]:
+    """What was measured before; a file that cannot be read counts as none."""
+    try:
+        return {key: Tiles(**tiles) for key, tiles in json.loads(_file(gpu).read_text()).items()}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _remember(gpu: str, known: dict[str, Tiles]) -> None:
+    path = _file(gpu)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps({key: asdict(tiles) for key, tiles in known.items()}, indent=1))
+    temporary.replace(path)  # never half a file, whoever else writes
