@@ -261,7 +261,7 @@ def fourier_bwd_freq(dout: Tensor, coords: Tensor, freq: Tensor, phase: Tensor) 
     constants = {"D": D, "BLOCK_N": tiles.rows, "BLOCK_C": tiles.cols}
     run(fourier_bwd_freq_kernel, (triton.cdiv(C, tiles.cols), splits), arguments, constants, tiles)
     total = sums.sum(0)  # [D + 1, C]
-    return total[:D].mT.contiguous(), total[D]
+    return total[:D].mT.contiguous(), total[D].clone()
 
 
 def fourier_bwd_coords(dout: Tensor, coords: Tensor, freq: Tensor, phase: Tensor) -> Tensor:

@@ -1,8 +1,15 @@
-"""Fixtures of all tests: a cache, a data folder and two processes of their own."""
+"""Fixtures of all tests: a cache, a data folder, two processes of their own, and where kernels run."""
 
+import contextlib
 import multiprocessing
 
 import pytest
+import torch
+
+from cips_fast.kernels.device import standing_in
+
+from .interpreter import Interpreter
+from .places import Place
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +33,28 @@ def pool():
     """Two fresh processes; they are slow to start, so a file's tests share them."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+    """Triton's interpreter, as a stand-in for a GPU; it is slow to start, so all tests share it."""
+    interpreter = Interpreter()
+    yield interpreter
+    interpreter.close()
+
+
+@pytest.fixture
+def poison():
+    """Fill memory with NaN wherever PyTorch hands it out uninitialised."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def place(request, interpreter, poison) -> Place:
+    """One of `places.PLACES`, with kernels started there."""
+    where = request.param
+    with standing_in(interpreter) if where.name == "interpreter" else contextlib.nullcontext():
+        yield where

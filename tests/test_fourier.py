@@ -1,0 +1,171 @@
+"""The encoding's kernels against the float64 formulas: large arguments, all gradients, equal bits wherever points lie."""
+
+import math
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from cips_fast import functional, grids, ops
+from cips_fast.kernels.device import standing_in
+
+from .accuracy import assert_as_accurate, draw, value_and_gradients
+from .places import PLACES
+
+FP32 = [PLACES[0], PLACES[2]]  # coordinates are float32 whatever the result is
+
+
+def encoding_inputs(place, *, batch=2, points=45, channels=20, dims=2, cells=(5, 7)):
+    """Coordinates beyond the border too, frequencies, phases, a table, an upstream gradient: float32."""
+    rng = torch.Generator().manual_seed(points * 31 + channels)
+    coords = torch.rand(batch, points, dims, generator=rng, dtype=torch.float64) * 2.4 - 1.2
+    rest = [draw(rng, *shape) for shape in ((channels, dims), (channels,), (*cells, channels))]
+    upstream = draw(rng, batch, points, 2 * channels)
+    return [t.to(place.device, torch.float32) for t in (coords, *rest, upstream)]
+
+
+def check_encoding(inputs, upstream, **options):
+    def call(backend):
+        return lambda *tensors: functional.fourier_encode(*tensors, **options, backend=backend)
+
+    wanted = value_and_gradients(call("reference"), [t.double() for t in inputs], upstream)
+    plain = value_and_gradients(call("reference"), inputs, upstream)
+    got = value_and_gradients(call("triton"), inputs, upstream)
+    # A cosine near its zero is as far off as any other, and is no measure of itself.
+    assert_as_accurate(got, plain, wanted, torch.float32, scale=float(upstream.norm()))
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(("points", "channels"), [(1, 1), (16, 16), (17, 3), (45, 130)])
+def test_waves_and_table(place, align_corners, points, channels):
+    *inputs, upstream = encoding_inputs(place, points=points, channels=channels)
+    check_encoding(inputs, upstream, align_corners=align_corners)
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_waves_alone(place, dims):
+    coords, freq, phase, _, upstream = encoding_inputs(place, dims=dims)
+    check_encoding([coords, freq, phase], upstream[..., :20])
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+def test_three_dimensional_waves_beside_a_table(place):
+    coords, freq, phase, table, upstream = encoding_inputs(place, dims=3)
+    at = coords[..., :2].flip(1)
+
+    def call(backend):
+        def encode(coords, freq, phase, table, at):
+            return functional.fourier_encode(coords, freq, phase, table, table_coords=at, backend=backend)
+
+        return encode
+
+    inputs = [coords, freq, phase, table, at]
+    wanted = value_and_gradients(call("reference"), [t.double() for t in inputs], upstream)
+    plain = value_and_gradients(call("reference"), inputs, upstream)
+    assert_as_accurate(value_and_gradients(call("triton"), inputs, upstream), plain, wanted, torch.float32)
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("largest", [10.0, 1e3, 1e4])
+def test_sine_is_right_for_large_arguments(place, dims, largest):
+    rng = torch.Generator().manual_seed(7)
+    coords = ((torch.rand(1, 200, dims, generator=rng) * 2 - 1) * 1024).to(place.device)  # pixels of a large image
+    freq = (torch.rand(40, dims, generator=rng) * 2 - 1).to(place.device) * (largest / 1024 / dims)
+    phase = torch.randn(40, generator=rng).to(place.device)
+    argument = coords.double() @ freq.double().mT + phase.double()
+    assert argument.abs().max() > largest / 3
+    got = functional.fourier_encode(coords, freq, phase, backend="triton")
+    assert (got - argument.sin()).abs().max() < 1e-5
+    if largest == 1e4:  # plain float32 has lost these digits before the sine
+        assert (functional.fourier_encode(coords, freq, phase, backend="reference") - argument.sin()).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+def test_cosines_of_the_gradient_are_right_for_large_arguments(place):
+    coords, _, phase, _, upstream = encoding_inputs(place)
+    freq = 4e3 * encoding_inputs(place)[1]
+    wanted = value_and_gradients(
+        lambda *t: functional.fourier_encode(*t, backend="reference"),
+        [t.double() for t in (coords, freq, phase)],
+        upstream[..., :20],
+    )
+    got = value_and_gradients(
+        lambda *t: functional.fourier_encode(*t, backend="triton"), [coords, freq, phase], upstream[..., :20]
+    )
+    # Plain float32 is no measure here: the formulas in float64, and 1e-5 of each.
+    for ours, truth in zip(got, wanted, strict=True):
+        assert (ours.double() - truth).norm() <= 1e-5 * truth.norm()
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_result_may_be_half(place):
+    coords, freq, phase, table, _ = encoding_inputs(place)
+    got = functional.fourier_encode(coords, freq, phase, table, dtype=place.dtype, backend="triton")
+    wanted = functional.fourier_encode(*(t.double() for t in (coords, freq, phase, table)), backend="reference")
+    assert got.dtype == place.dtype
+    assert_as_accurate([got], [wanted.to(place.dtype)], [wanted], place.dtype)
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("where", ["native grid", "anywhere", "one place", "few cells"])
+def test_table_gradient_has_equal_bits_in_two_runs(place, where):
+    *inputs, _ = encoding_inputs(place, points=1)
+    cells = (2, 2) if where == "few cells" else (12, 12)
+    _, freq, phase, table, upstream = encoding_inputs(place, batch=1, points=144, channels=8, cells=cells)
+    coords = {
+        "native grid": grids.plane(12, 12).view(1, 144, 2).to(place.device),
+        "one place": torch.full((1, 144, 2), 0.3, device=place.device),
+    }.get(where, encoding_inputs(place, batch=1, points=144)[0])
+    inputs = [coords, freq, phase, table]
+    encode = lambda *t: functional.fourier_encode(*t, backend="triton")  # noqa: E731
+    first, second = (value_and_gradients(encode, inputs, upstream) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+    check_encoding(inputs, upstream)
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+def test_second_derivatives_are_those_of_the_formula(place):
+    *inputs, upstream = encoding_inputs(place, batch=1, points=6, channels=3)
+
+    def second(tensors, backend):
+        tensors = [t.detach().requires_grad_() for t in tensors]
+        encoded = functional.fourier_encode(*tensors, backend=backend)
+        gradients = torch.autograd.grad(encoded, tensors, upstream.to(encoded.dtype), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors)
+
+    wanted, plain = second([t.double() for t in inputs], "reference"), second(inputs, "reference")
+    assert_as_accurate(second(inputs, "triton"), plain, wanted, torch.float32)
+
+
+def test_operators_are_registered_as_pytorch_asks(interpreter):
+    *inputs, upstream = encoding_inputs(PLACES[0].values[0], batch=1, points=6, channels=3)
+    coords, freq, phase, table = (t.requires_grad_() for t in inputs)
+    rows, dout = coords.detach()[0], upstream[0]
+    with standing_in(interpreter):
+        opcheck(ops.fourier, (coords[0], freq, phase, coords[0], table, True, torch.float32))
+        opcheck(ops.fourier, (coords[0], freq, phase, None, None, True, torch.float16))
+        freq, phase, table = freq.detach(), phase.detach(), table.detach()
+        opcheck(ops.fourier_bwd_freq, (dout[:, :3], rows, freq, phase))
+        opcheck(ops.fourier_bwd_coords, (dout[:, :3], rows, freq, phase))
+        opcheck(ops.embedding_bwd_table, (dout[:, 3:], rows, table, True))
+        opcheck(ops.embedding_bwd_at, (dout[:, 3:], rows, table, True))
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+def test_autocast_rounds_the_result_and_never_the_phase(place):
+    coords = torch.full((1, 1, 2), 0.7, device=place.device)
+    freq, phase = torch.full((4, 2), 300.0, device=place.device), torch.zeros(4, device=place.device)
+    with torch.autocast(place.device, dtype=torch.float16):
+        got = functional.fourier_encode(coords, freq, phase, dtype=torch.float16, backend="triton")
+    argument = 2 * 300.0 * float(torch.tensor(0.7))
+    assert abs(float(got[0, 0, 0]) - math.sin(argument)) < 5e-4
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
+def test_unserved_dimensions_are_named(place):
+    with pytest.raises(ValueError, match="freq: got 1 coordinate dimensions, backend 'triton' takes 2 or 3"):
+        functional.fourier_encode(torch.zeros(1, 5, 1), torch.zeros(3, 1), torch.zeros(3), backend="triton")

@@ -1,0 +1,205 @@
+"""The layer's kernels against the float64 formulas: values, all gradients, the fused epilogues, equal bits."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+from cips_fast import functional, ops
+from cips_fast import reference as ref
+from cips_fast.kernels.device import standing_in
+
+from .accuracy import assert_as_accurate, draw, value_and_gradients
+from .places import PLACES
+
+# One tile of the interpreter is 32 pixels by 32 channels, 16 deep.
+SHAPES = [(1, 1, 1, 1), (1, 32, 16, 32), (2, 65, 33, 3), (3, 7, 100, 64), (2, 33, 17, 33)]
+IDS = [f"B{b}-P{p}-I{i}-O{o}" for b, p, i, o in SHAPES]
+
+
+def layer_inputs(shape, place, *, shared=False):
+    """x, weight, style, bias and an upstream gradient, representable in the place's dtype."""
+    batch, pixels, inputs, outputs = shape
+    rng = torch.Generator().manual_seed(batch * 1009 + pixels * 31 + inputs)
+    shapes = [(1 if shared else batch, pixels, inputs), (outputs, inputs), (batch, inputs), (outputs,)]
+    tensors = [draw(rng, *shape) for shape in [*shapes, (batch, pixels, outputs)]]
+    return [t.to(place.device, place.dtype) for t in tensors]
+
+
+def check_layer(shape, place, *, shared=False, **options):
+    *inputs, upstream = layer_inputs(shape, place, shared=shared)
+
+    def call(backend):
+        return lambda *tensors: functional.mod_fc(*tensors, **options, backend=backend)
+
+    wanted = value_and_gradients(call("reference"), [t.double() for t in inputs], upstream)
+    plain = value_and_gradients(call("reference"), inputs, upstream)
+    got = value_and_gradients(call("triton"), inputs, upstream)
+    assert all(t.dtype == place.dtype for t in got)
+    assert_as_accurate(got, plain, wanted, place.dtype, scale=float(upstream.double().norm()))
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+@pytest.mark.parametrize("activation", ["lrelu", "linear"])
+def test_layer_and_its_gradients(place, shape, shared, activation):
+    check_layer(shape, place, shared=shared, activation=activation, demodulate=activation == "lrelu")
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("activation", ["sin", "sinrelu"])
+def test_sines_follow_the_product(place, activation):
+    check_layer((2, 20, 17, 6), place, activation=activation)
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 50), st.integers(1, 70)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_layers_of_drawn_shapes(place, shape, shared, demodulate):
+    check_layer(shape, place, shared=shared, demodulate=demodulate)
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_no_pixels_give_no_features_and_no_gradient(place):
+    *inputs, upstream = layer_inputs((2, 0, 5, 4), place)
+    y, dx, *gradients = value_and_gradients(lambda *t: functional.mod_fc(*t, backend="triton"), inputs, upstream)
+    assert y.shape == (2, 0, 4)
+    assert dx.shape == (2, 0, 5)
+    for gradient in gradients:
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_strided_inputs_give_the_same_bits(place):
+    *inputs, upstream = layer_inputs((2, 37, 20, 12), place)
+    strided = [t.mT.contiguous().mT if t.dim() > 1 else t.repeat_interleave(2)[::2] for t in inputs]
+    pixels_first = inputs[0].transpose(0, 1).contiguous().transpose(0, 1)  # dense rows, other strides
+    assert not strided[0].is_contiguous()
+    assert not pixels_first.is_contiguous()
+    layer = lambda *t: functional.mod_fc(*t, backend="triton")  # noqa: E731
+    wanted = value_and_gradients(layer, inputs, upstream)
+    others = [
+        value_and_gradients(layer, strided, upstream.mT.contiguous().mT),
+        value_and_gradients(layer, [pixels_first, *inputs[1:]], upstream),
+    ]
+    for got in others:
+        for a, b in zip(got, wanted, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_two_runs_give_equal_bits(place):
+    *inputs, upstream = layer_inputs((2, 100, 40, 40), place)
+    layer = lambda *t: functional.mod_fc(*t, backend="triton")  # noqa: E731
+    first, second = (value_and_gradients(layer, inputs, upstream) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_rgb_tap_in_the_epilogue(place):
+    from cips_fast.kernels.mod_fc import mod_fc_fwd
+
+    x, _, _, bias, _ = layer_inputs((2, 45, 24, 70), place)
+    rng = torch.Generator().manual_seed(1)
+    w, tap = (draw(rng, *shape).to(place.device, place.dtype) for shape in ((2, 70, 24), (2, 3, 70)))
+
+    def formula(x, w, bias, tap):
+        y = torch.nn.functional.leaky_relu(x @ w.mT + 1.5 * bias, 0.2)
+        return [y, y @ tap.mT]
+
+    y, parts = mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap)
+    assert parts.shape[1:] == (2, 45, 3)
+    wanted = formula(*(t.double() for t in (x, w, bias, tap)))
+    assert_as_accurate([y, parts.sum(0)], formula(x, w, bias, tap), wanted, place.dtype)
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("tapped", [False, True], ids=["plain", "tapped"])
+def test_dgrad_does_the_work_of_the_layer_below(place, tapped):
+    from cips_fast.kernels.mod_fc import mod_fc_dgrad
+
+    B, P, I, O = 2, 45, 70, 24
+    rng = torch.Generator().manual_seed(2)
+    dz, w, below, tap = (
+        draw(rng, *shape).to(place.device, place.dtype) for shape in ((B, P, O), (B, O, I), (B, P, I), (B, 3, I))
+    )
+    drgb = draw(rng, B, P, 3).to(place.device, torch.float32)
+
+    def formula(dz, w, below, tap, drgb):
+        dx = dz @ w + (drgb.to(dz.dtype) @ tap if tapped else 0)
+        dx = torch.where(below > 0, dx, 0.2 * dx)
+        return [dx, dx.sum((0, 1))]
+
+    extra = {"drgb": drgb, "rgb_w": tap} if tapped else {}
+    got = mod_fc_dgrad(dz, w, below=below, want_sums=True, **extra)
+    wanted = formula(*(t.double() for t in (dz, w, below, tap, drgb)))
+    assert_as_accurate(got, formula(dz, w, below, tap, drgb), wanted, place.dtype)
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_second_derivatives_are_those_of_the_formula(place):
+    *inputs, upstream = layer_inputs((2, 9, 6, 4), place)
+
+    def second(tensors, backend):
+        tensors = [t.detach().requires_grad_() for t in tensors]
+        y = functional.mod_fc(*tensors, backend=backend)
+        gradients = torch.autograd.grad(y, tensors, upstream.to(y.dtype), create_graph=True)
+        total = sum((g * torch.linspace(-1, 2, g.numel()).view_as(g)).sum() for g in gradients)
+        return torch.autograd.grad(total, tensors[:3])  # the bias enters no product twice
+
+    wanted, plain = second([t.double() for t in inputs], "reference"), second(inputs, "reference")
+    assert_as_accurate(second(inputs, "triton"), plain, wanted, place.dtype)
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_only_wanted_gradients_are_computed(place, monkeypatch):
+    *inputs, upstream = layer_inputs((2, 9, 6, 4), place)
+    called = []
+    for name in ("mod_fc_dgrad", "mod_fc_wgrad"):
+        original = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a, name=name, original=original: called.append(name) or original(*a))
+    x, weight, style, bias = inputs
+    x.requires_grad_()
+    functional.mod_fc(x, weight, style, bias, backend="triton").backward(upstream)
+    assert called == ["mod_fc_dgrad"]
+
+
+@pytest.mark.parametrize("place", PLACES[:2], indirect=True)
+def test_autocast_is_respected_as_by_linear(place):
+    x, weight, style, bias, upstream = (t.float() for t in layer_inputs((2, 40, 64, 32), place))
+    weight.requires_grad_()
+    with torch.autocast(place.device, dtype=torch.float16):
+        y = functional.mod_fc(x, weight, style, bias, backend="triton")
+        assert torch.nn.functional.linear(x, weight).dtype == y.dtype == torch.float16
+    (gradient,) = torch.autograd.grad(y, weight, upstream.half())
+    assert gradient.dtype == torch.float32
+    wanted = ref.mod_fc_ref(*(t.double() for t in (x, weight, style, bias)))
+    assert (y.double() - wanted).norm() / wanted.norm() < 1e-3  # x, W' and y rounded to 11 bits
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_operator_is_registered_as_pytorch_asks(interpreter, shared):
+    """Schema, fake tensors, autograd; without poison, since opcheck compares what is never written too."""
+    x, weight, style, bias, upstream = layer_inputs((2, 9, 6, 4), PLACES[0].values[0], shared=shared)
+    arguments = [t.requires_grad_() for t in (x, weight, style, bias)]
+    with standing_in(interpreter):
+        opcheck(ops.mod_fc, (*arguments, True, True))
+        opcheck(ops.mod_fc, (*arguments[:3], None, False, False))
+        y, w, d = ops.mod_fc(*(t.detach() for t in arguments), True, True)
+        opcheck(ops.mod_fc_act_bwd, (upstream, y))
+        opcheck(ops.mod_fc_dgrad, (upstream, w, shared))
+        opcheck(ops.mod_fc_wgrad, (upstream, *(t.detach() for t in arguments[:3]), d, True, True))
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_unserved_dtypes_are_named(place):
+    *inputs, _ = layer_inputs((1, 2, 3, 4), place)
+    with pytest.raises(TypeError, match=r"dtype: got torch\.float64, backend 'triton' takes bfloat16, float16"):
+        functional.mod_fc(*(t.double() for t in inputs), backend="triton")

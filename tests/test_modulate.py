@@ -1,0 +1,91 @@
+"""The modulation kernels against the float64 formulas, gradients from partial sums included."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from cips_fast import functional, ops
+from cips_fast import reference as ref
+from cips_fast.kernels.device import standing_in
+
+from .accuracy import assert_as_accurate, draw, value_and_gradients
+from .places import PLACES
+
+SHAPES = [(1, 1, 1), (2, 3, 33), (3, 100, 64), (1, 5, 2500)]
+IDS = [f"B{b}-O{o}-I{i}" for b, o, i in SHAPES]
+
+
+def modulation_inputs(shape, place):
+    batch, outputs, inputs = shape
+    rng = torch.Generator().manual_seed(batch * 1009 + outputs * 31 + inputs)
+    shapes = [(outputs, inputs), (batch, inputs), (batch, outputs, inputs)]
+    return [draw(rng, *shape).to(place.device, place.dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_weights_and_their_gradients(place, shape, demodulate):
+    weight, style, upstream = modulation_inputs(shape, place)
+
+    def call(backend):
+        return lambda weight, style: functional.modulate(weight, style, demodulate=demodulate, backend=backend)
+
+    wanted = value_and_gradients(call("reference"), [weight.double(), style.double()], upstream)
+    plain = value_and_gradients(call("reference"), [weight, style], upstream)
+    got = value_and_gradients(call("triton"), [weight, style], upstream)
+    assert_as_accurate(got, plain, wanted, place.dtype, scale=float(upstream.double().norm()))
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_gain_and_compute_dtype_are_folded_in(place):
+    from cips_fast.kernels.modulate import modulate_fwd
+
+    weight, style, _ = modulation_inputs((2, 7, 20), place)
+    w, d = modulate_fwd(weight.float(), style.float(), demodulate=True, gain=1.5, dtype=place.dtype)
+    wanted = 1.5 * ref.modulate_ref(weight.double(), style.double())
+    assert w.dtype == place.dtype
+    assert_as_accurate([w], [wanted.to(place.dtype)], [wanted], place.dtype)
+    norm = ref.modulate_ref(weight.double(), style.double(), False).square().sum(-1)
+    assert_as_accurate([d], [norm.float().rsqrt()], [norm.rsqrt()], torch.float32)
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_partial_sums_are_added_in_the_backward_pass(place, splits):
+    from cips_fast.kernels.modulate import modulate_bwd, modulate_fwd
+
+    weight, style, _ = modulation_inputs((3, 9, 20), place)
+    parts = draw(torch.Generator().manual_seed(3), 3, splits, 9, 20).to(place.device, torch.float32)
+
+    def wanted(*inputs):
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(1.5 * ref.modulate_ref(*inputs), inputs, parts.sum(1).to(inputs[0].dtype))
+
+    _, d = modulate_fwd(weight, style, demodulate=True, gain=1.5, dtype=torch.float32)
+    got = modulate_bwd(parts, weight, style, d, demodulate=True, gain=1.5)
+    assert_as_accurate(got, wanted(weight, style), wanted(weight.double(), style.double()), torch.float32)
+    again = modulate_bwd(parts, weight, style, d, demodulate=True, gain=1.5)
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_second_derivatives_are_those_of_the_formula(place):
+    weight, style, upstream = modulation_inputs((2, 4, 6), place)
+
+    def second(tensors, backend):
+        tensors = [t.detach().requires_grad_() for t in tensors]
+        w = functional.modulate(*tensors, backend=backend)
+        gradients = torch.autograd.grad(w, tensors, upstream.to(w.dtype), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors)
+
+    wanted = second([weight.double(), style.double()], "reference")
+    assert_as_accurate(second([weight, style], "triton"), second([weight, style], "reference"), wanted, place.dtype)
+
+
+def test_operators_are_registered_as_pytorch_asks(interpreter):
+    weight, style, upstream = modulation_inputs((2, 4, 6), PLACES[0].values[0])
+    with standing_in(interpreter):
+        opcheck(ops.modulate, (weight.requires_grad_(), style.requires_grad_(), True))
+        _, d = ops.modulate(weight.detach(), style.detach(), True)
+        opcheck(ops.modulate_bwd, (upstream, weight.detach(), style.detach(), d, True))
