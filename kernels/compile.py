@@ -57,12 +57,13 @@ class Resources:
 def recipe(call: Call) -> Recipe:
     """Types and constants of a launch, specialised as Triton's runtime does: on 1 and on multiples of 16."""
     signature, constants, aligned = {}, dict(call.constants), []
-    for name in call.kernel.arg_names:
+    for parameter in call.kernel.params:
+        name, specialised = parameter.name, not parameter.do_not_specialize
         if name in call.constants:
             signature[name] = "constexpr"
             continue
         value = call.arguments[name]
-        if value is None or (isinstance(value, int) and value == 1):
+        if value is None or (specialised and isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = POINTERS[value.dtype]
@@ -71,7 +72,7 @@ def recipe(call: Call) -> Recipe:
                 aligned.append(name)
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if specialised and value % 16 == 0:
                 aligned.append(name)
         else:
             signature[name] = "fp32"

@@ -42,7 +42,7 @@ def corners(channels, left, right, top, bottom, C, W, mask):
     return e00, e01, e10, e11
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def embedding_cells_kernel(
     at_ptr,  # float32 [N, 2]
     cells_ptr,  # int32 [N, 4]
@@ -104,7 +104,7 @@ def embedding_bwd_table_kernel(
     tl.store(dtable_ptr + row * C + offs_c, tl.sum(acc, 0), mask=mask_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def embedding_bwd_at_kernel(
     dout_ptr,  # [N, ...], a row's last C elements
     at_ptr,  # float32 [N, 2]
@@ -184,7 +184,7 @@ def embedding_bwd_table(dout: Tensor, at: Tensor, table_shape: torch.Size, *, al
 def embedding_bwd_at(dout: Tensor, at: Tensor, table: Tensor, *, align_corners: bool) -> Tensor:
     """Gradient of the points: dout [N, C], at float32 [N, 2], table [H, W, C] -> float32 [N, 2]."""
     (H, W, C), N = table.shape, at.shape[0]
-    tiles = Tiles(16, min(128, triton.next_power_of_2(C)), 1, warps=4, stages=1)
+    tiles = Tiles(8, min(64, triton.next_power_of_2(C)), 1, warps=4, stages=1)
     dat = torch.empty(N, 2, dtype=torch.float32, device=at.device)
     arguments = {
         "dout_ptr": dout,

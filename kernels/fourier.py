@@ -70,7 +70,7 @@ def _phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D: tl.conste
     return turns, rest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def fourier_fwd_kernel(
     coords_ptr,  # float32 [N, D]
     freq_ptr,  # [C, D]
@@ -113,7 +113,7 @@ def fourier_fwd_kernel(
         tl.store(out_ptrs + C, read.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "points"])
 def fourier_bwd_freq_kernel(
     dout_ptr,  # [N, ...], a row's first C elements
     coords_ptr,  # float32 [N, D]
@@ -162,7 +162,7 @@ def fourier_bwd_freq_kernel(
     tl.store(sums + D * C, sum_phase, mask=mask_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def fourier_bwd_coords_kernel(
     dout_ptr,  # [N, ...], a row's first C elements
     coords_ptr,  # float32 [N, D]

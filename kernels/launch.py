@@ -44,32 +44,44 @@ CHIPS = {
 }
 SAME_AS = {"sm_87": "sm_86", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120", "gfx950": "gfx942"}
 
-# Matrix products by operation and bytes of an element. Rows are pixels in `fwd` and `dgrad`, out channels in `wgrad`.
-# Chosen by compiling for each target, the largest tile that spills nothing (docs/kernels.md); none has been timed.
-WIDE = {
-    ("fwd", 2): Tiles(128, 256, 64, 8, 3),
-    ("dgrad", 2): Tiles(128, 256, 64, 8, 3),
-    ("wgrad", 2): Tiles(128, 256, 64, 8, 3),
-    ("fwd", 4): Tiles(128, 128, 32, 8, 3),
-    ("dgrad", 4): Tiles(128, 128, 32, 8, 3),
-    ("wgrad", 4): Tiles(128, 128, 32, 8, 3),
+# Matrix products by operation and kind of factors; `tap` is `fwd` with an RGB tap in its epilogue. Rows are pixels, and
+# out channels in `wgrad`. Chosen by compiling for each target (docs/kernels.md): the largest tile that spills nothing.
+# None has been timed.
+AMPERE = {
+    ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
+    ("tap", "half"): Tiles(128, 256, 64, 8, 3),
+    ("dgrad", "half"): Tiles(128, 256, 64, 8, 3),
+    ("wgrad", "half"): Tiles(128, 128, 64, 8, 3),
+    ("fwd", "tf32"): Tiles(128, 128, 32, 8, 3),
+    ("tap", "tf32"): Tiles(128, 128, 32, 8, 3),
+    ("dgrad", "tf32"): Tiles(128, 128, 32, 8, 3),
+    ("wgrad", "tf32"): Tiles(128, 128, 32, 8, 3),
+    ("fwd", "ieee"): Tiles(64, 64, 16, 8, 2),
+    ("tap", "ieee"): Tiles(64, 64, 16, 8, 2),
+    ("dgrad", "ieee"): Tiles(64, 64, 16, 8, 2),
+    ("wgrad", "ieee"): Tiles(64, 64, 16, 8, 2),
 }
-SQUARE = WIDE | {
-    ("fwd", 2): Tiles(128, 128, 64, 8, 3),
-    ("dgrad", 2): Tiles(128, 128, 64, 8, 3),
-    ("wgrad", 2): Tiles(128, 128, 64, 8, 3),
+HOPPER = AMPERE | {("wgrad", "half"): Tiles(128, 256, 64, 8, 3)}
+BLACKWELL = HOPPER | {
+    ("tap", "half"): Tiles(128, 128, 64, 8, 3),
+    ("dgrad", "half"): Tiles(128, 128, 64, 8, 3),
 }
-SMALL = {(op, size): Tiles(64, 64, 32, 4, 2) for op in ("fwd", "dgrad", "wgrad") for size in (2, 4)}
+SQUARE = AMPERE | {
+    ("fwd", "half"): Tiles(128, 128, 64, 8, 3),
+    ("tap", "half"): Tiles(128, 128, 64, 8, 3),
+    ("dgrad", "half"): Tiles(128, 128, 64, 8, 3),
+}
+SMALL = {key: Tiles(64, 64, 32, 4, 2) if key[1] != "ieee" else Tiles(32, 64, 16, 4, 1) for key in AMPERE}
 TILES = {
-    "sm_80": WIDE,
+    "sm_80": AMPERE,
     "sm_86": SQUARE,
-    "sm_90": WIDE,
-    "sm_100": WIDE,
+    "sm_90": HOPPER,
+    "sm_100": BLACKWELL,
     "sm_120": SQUARE,
     "gfx90a": SQUARE,
     "gfx942": SQUARE,
     "default": SMALL,
-    INTERPRETER: {key: Tiles(32, 32, 16, 4, 1) for key in SMALL},
+    INTERPRETER: {key: Tiles(32, 32, 16, 4, 1) for key in AMPERE},
 }
 # What a first run on a GPU tries beside the table's entry.
 ALTERNATIVES = (
@@ -83,26 +95,26 @@ ALTERNATIVES = (
 )
 
 
-def gemm_tiles(op: str, rows: int, cols: int, itemsize: int, architecture: str) -> Tiles:
-    """The table's tiles for a product with a [rows, cols] result."""
-    return narrowed(TILES[_family(architecture)][op, itemsize], rows, cols)
+def gemm_tiles(op: str, shape: tuple[int, int, int], dtype: torch.dtype, architecture: str) -> Tiles:
+    """The table's tiles for a product with a [rows, cols] result and a sum over `depth`: shape (rows, cols, depth)."""
+    kind = "half" if dtype.itemsize == 2 else precision(dtype, architecture)
+    return narrowed(TILES[_family(architecture)][op, kind], shape)
 
 
-def gemm_candidates(op: str, rows: int, cols: int, itemsize: int, architecture: str) -> list[Tiles]:
+def gemm_candidates(op: str, shape: tuple[int, int, int], dtype: torch.dtype, architecture: str) -> list[Tiles]:
     """At most eight tiles to try on an architecture, the table's first; those that cannot fit it are left out."""
-    table = gemm_tiles(op, rows, cols, itemsize, architecture)
-    others = (narrowed(tiles, rows, cols) for tiles in ALTERNATIVES)
-    fitting = [tiles for tiles in others if fits(tiles, itemsize, architecture)]
+    table = gemm_tiles(op, shape, dtype, architecture)
+    others = (narrowed(tiles, shape) for tiles in ALTERNATIVES)
+    fitting = [tiles for tiles in others if fits(tiles, dtype.itemsize, architecture)]
     return list(dict.fromkeys([table, *fitting]))[:8]
 
 
-def narrowed(tiles: Tiles, rows: int, cols: int) -> Tiles:
-    """Tiles no larger than the result needs, and of the width that covers it with the least waste."""
-    height = min(tiles.rows, max(16, _power_of_two(rows)))
-    width = min(tiles.cols, max(16, _power_of_two(cols)))
-    while width > 64 and _padded(cols, width // 2) < _padded(cols, width):
-        width //= 2
-    return replace(tiles, rows=height, cols=width, warps=min(tiles.warps, max(4, height * width // 2048)))
+def narrowed(tiles: Tiles, shape: tuple[int, int, int]) -> Tiles:
+    """Tiles no larger than the product needs, and of the width that covers it with the least waste."""
+    rows, cols, depth = (min(tile, max(16, _power_of_two(n))) for tile, n in zip(_sizes(tiles), shape, strict=True))
+    while cols > 64 and _padded(shape[1], cols // 2) < _padded(shape[1], cols):
+        cols //= 2
+    return replace(tiles, rows=rows, cols=cols, depth=depth, warps=min(tiles.warps, max(4, rows * cols // 512)))
 
 
 def fits(tiles: Tiles, itemsize: int, architecture: str) -> bool:
@@ -174,6 +186,10 @@ def cpu_multiplies_bfloat16() -> bool:
 def _family(architecture: str) -> str:
     name = SAME_AS.get(architecture, architecture)
     return name if name in TILES else "default"
+
+
+def _sizes(tiles: Tiles) -> tuple[int, int, int]:
+    return tiles.rows, tiles.cols, tiles.depth
 
 
 def _power_of_two(n: int) -> int:

@@ -21,7 +21,7 @@ from .tune import product_tiles
 SLOPE = tl.constexpr(0.2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def mod_fc_fwd_kernel(
     x_ptr,  # [B|1, P, I], last stride 1
     w_ptr,  # [B, O, I]
@@ -79,7 +79,7 @@ def mod_fc_fwd_kernel(
             tl.store(rgb_rows + c, tl.sum(acc * t[None, :], 1), mask=mask_p)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def mod_fc_act_bwd_kernel(
     dy_ptr,  # [B, P, O], last stride 1
     y_ptr,  # [B, P, O]
@@ -110,7 +110,7 @@ def mod_fc_act_bwd_kernel(
     tl.store(sums_ptr + (b * tl.cdiv(P, BLOCK_P) + tile_p) * O + offs_o, tl.sum(dz, 0), mask=mask_o)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "P"])
 def mod_fc_dgrad_kernel(
     dz_ptr,  # [B, P, O], last stride 1
     w_ptr,  # [B, O, I]
@@ -184,7 +184,7 @@ def mod_fc_dgrad_kernel(
             tl.store(sums_ptr + (own_b * tiles_p + tile_p) * I + cols, tl.sum(part, 0), mask=mask_cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "pixels"])
 def mod_fc_wgrad_kernel(
     dz_ptr,  # [B, P, O], last stride 1
     x_ptr,  # [B|1, P, I], last stride 1
@@ -274,7 +274,7 @@ def mod_fc_fwd(
         run(mod_fc_fwd_kernel, (triton.cdiv(P, tiles.rows) * tiles_o, B), arguments, constants | blocks, tiles)
         return y, rgb
 
-    return attempt(product_tiles("fwd", (P, O, I), B, x, attempt))
+    return attempt(product_tiles("fwd" if rgb_w is None else "tap", (P, O, I), B, x, attempt))
 
 
 def mod_fc_act_bwd(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -365,7 +365,7 @@ def mod_fc_dgrad(
         run(mod_fc_dgrad_kernel, grid, arguments, constants | blocks, tiles)
         return dx, None if sums is None else sums.sum((0, 1))
 
-    return attempt(product_tiles("dgrad", (P, I, B * O if shared else O), outer, dz, attempt))
+    return attempt(product_tiles("dgrad", (P, I, O), outer, dz, attempt))
 
 
 def mod_fc_wgrad(dz: Tensor, x: Tensor) -> Tensor:

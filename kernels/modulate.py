@@ -49,7 +49,7 @@ def modulate_fwd_kernel(
     tl.store(w_ptr + b * O * I + rows, (v * (gain * d)[:, None]).to(w_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "splits"])
 def modulate_bwd_kernel(
     dw_ptr,  # gradient of W', [B, splits, O, I], to be summed over its splits
     weight_ptr,  # [O, I]

@@ -31,7 +31,7 @@ def product_tiles(
     """The tiles for a product: measured where the sample lies on a GPU and tuning is on, the table's elsewhere.
 
     Args:
-        op: `fwd`, `dgrad` or `wgrad`.
+        op: `fwd`, `tap`, `dgrad` or `wgrad`, as in the tables.
         shape: rows, cols and summed length of one product.
         batch: how many products.
         sample: an operand; its dtype and device count.
@@ -39,13 +39,13 @@ def product_tiles(
     """
     arch = architecture(sample.device)
     if not _enabled(sample):
-        return gemm_tiles(op, shape[0], shape[1], sample.element_size(), arch)
+        return gemm_tiles(op, shape, sample.dtype, arch)
     # Sizes are rounded up, so that a render's last, smaller chunk is not measured anew.
     rounded = "x".join(str(1 << (n - 1).bit_length()) for n in (batch, *shape))
     key = f"{op} {rounded} {str(sample.dtype).removeprefix('torch.')}"
     known = _known(torch.cuda.get_device_name(sample.device))
     if key not in known:
-        candidates = gemm_candidates(op, shape[0], shape[1], sample.element_size(), arch)
+        candidates = gemm_candidates(op, shape, sample.dtype, arch)
         known[key] = fastest(candidates, attempt, f"cips_fast: tiles for {key}")
         _remember(torch.cuda.get_device_name(sample.device), known)
     return known[key]

@@ -1,0 +1,68 @@
+"""A GPU that is not there: compiles every launch for an architecture and executes its PTX on CPU tensors."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cips_fast.kernels.compile import compile_call, recipe
+from cips_fast.kernels.device import Call
+
+from .ptx import Memory, Program
+
+_compiled: dict[Any, tuple[Program, Any]] = {}
+
+
+@dataclass
+class EmulatedGPU:
+    """Stands in for a GPU of an architecture.
+
+    Args:
+        architecture: `sm_80` or `sm_90`.
+        mode: when asynchronous copies and products take effect, see `tests.ptx`.
+        order: None runs warps in near lockstep; a seed runs them one at a time in random order between barriers.
+    """
+
+    architecture: str
+    mode: str = "lazy"
+    order: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def execute(self, call: Call) -> None:
+        program, metadata = self.compiled(call)
+        memory = Memory()
+        storages = {}
+        for value in call.arguments.values():
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                if storage.data_ptr() not in storages:
+                    data = torch.tensor([], dtype=torch.uint8).set_(storage).numpy()
+                    storages[storage.data_ptr()] = (memory.place(data), data)
+
+        def address(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            start, _ = storages[value.untyped_storage().data_ptr()]
+            return start + value.storage_offset() * value.element_size()
+
+        program.launch(
+            memory,
+            (*call.grid, 1, 1)[:3],
+            32 * metadata.num_warps,
+            [address(value) for value in recipe(call).run_time(call.arguments)],
+            self.mode,
+            self.order,
+            self.counts,
+            scratch=metadata.global_scratch_size,
+            shared=metadata.shared,
+        )
+        for start, data in storages.values():
+            data[:] = memory.fetch(start)
+
+    def compiled(self, call: Call) -> tuple[Program, Any]:
+        """The launch's program and Triton's notes on it; compiled once."""
+        key = (self.architecture, call.kernel.fn.__name__, repr(recipe(call)), call.warps, call.stages)
+        if key not in _compiled:
+            kernel = compile_call(call, self.architecture)
+            _compiled[key] = (Program(kernel.asm["ptx"]), kernel.metadata)
+        return _compiled[key]

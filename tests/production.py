@@ -1,0 +1,79 @@
+"""Every launch that a generator at 256² makes, recorded on tensors without memory."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from cips_fast.kernels.compile import recipe
+from cips_fast.kernels.device import Call, standing_in
+
+PIXELS = 256 * 256
+BATCHES = (1, 4, 16)
+LAYERS = ((1024, 512), (512, 512), (512, 256), (256, 128), (128, 64))
+RGB = (512, 3)
+
+
+@dataclass
+class Recorder:
+    """Stands in for a GPU of an architecture and only notes what it was given."""
+
+    architecture: str
+    calls: list[Call] = field(default_factory=list)
+
+    def execute(self, call: Call) -> None:
+        self.calls.append(call)
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def run_layer(batch: int, inputs: int, outputs: int, dtype: torch.dtype, *, neighbours: bool = True) -> None:
+    """Forward and backward of one layer, alone and with its neighbours' work in the epilogues."""
+    from cips_fast.kernels import mod_fc, modulate
+
+    is_rgb = outputs == 3
+    weight, style, bias = meta(outputs, inputs), meta(batch, inputs), meta(outputs)
+    w, d = modulate.modulate_fwd(weight, style, demodulate=not is_rgb, gain=1.4, dtype=dtype)
+    x, y = meta(batch, PIXELS, inputs, dtype=dtype), meta(batch, PIXELS, outputs, dtype=dtype)
+    mod_fc.mod_fc_fwd(x, w, bias, lrelu=not is_rgb, gain=1.4)
+    dz, _ = mod_fc.mod_fc_act_bwd(y, y)
+    mod_fc.mod_fc_dgrad(dz, w)
+    mod_fc.mod_fc_dgrad(dz, w, shared=True)
+    if neighbours and not is_rgb:
+        tap_above, tap_below = meta(batch, 3, outputs, dtype=dtype), meta(batch, 3, inputs, dtype=dtype)
+        mod_fc.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.4, rgb_w=tap_above)
+        mod_fc.mod_fc_dgrad(dz, w, below=x, want_sums=True)
+        mod_fc.mod_fc_dgrad(dz, w, below=x, drgb=meta(batch, PIXELS, 3), rgb_w=tap_below, want_sums=True)
+    dw = mod_fc.mod_fc_wgrad(dz, x)
+    modulate.modulate_bwd(dw, weight, style, d, demodulate=not is_rgb, gain=1.4)
+
+
+def run_encoding(dtype: torch.dtype) -> None:
+    """Forward and backward of the encoding, on the plane and in three dimensions."""
+    from cips_fast.kernels import embedding, fourier
+
+    C = 512
+    for dims in (2, 3):
+        coords, at = meta(PIXELS, dims), meta(PIXELS, 2)
+        freq, phase, table = meta(C, dims), meta(C), meta(256, 256, C)
+        dout = fourier.fourier_fwd(coords, freq, phase, at, table, dtype=dtype)
+        fourier.fourier_bwd_freq(dout[:, :C], coords, freq, phase)
+        fourier.fourier_bwd_coords(dout[:, :C], coords, freq, phase)
+    embedding.embedding_bwd_table(dout[:, C:], at, table.shape, align_corners=True)
+    embedding.embedding_bwd_at(dout[:, C:], at, table, align_corners=True)
+
+
+def production_calls(architecture: str) -> list[Call]:
+    """One call of every different code: all shapes and batches in bfloat16, the widest layer in other dtypes too."""
+    with standing_in(Recorder(architecture)) as recorder:
+        for batch in BATCHES:
+            for inputs, outputs in (*LAYERS, RGB):
+                run_layer(batch, inputs, outputs, torch.bfloat16)
+        for dtype in (torch.float16, torch.float32):
+            run_layer(4, 512, 512, dtype, neighbours=False)
+        run_encoding(torch.bfloat16)
+    different = {
+        (call.kernel.fn.__name__, repr(recipe(call)), call.warps, call.stages): call for call in recorder.calls
+    }
+    return list(different.values())

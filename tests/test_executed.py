@@ -1,0 +1,179 @@
+"""Every kernel as it is compiled for sm_80 and sm_90, executed instruction by instruction, against the float64 formulas.
+
+Unlike the interpreter this runs what a GPU would run, in bfloat16 too: the table's tiles, asynchronous copies, tensor
+core instructions, swizzled shared memory. What it cannot show stands in docs/verification.md.
+"""
+
+import pytest
+import torch
+
+from cips_fast import functional, grids
+from cips_fast.kernels.device import standing_in
+
+from .accuracy import assert_as_accurate, draw, value_and_gradients
+from .emulator import EmulatedGPU
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+ARCHITECTURES = ["sm_80", "sm_90"]
+MODES = ["lazy", "eager", "crossed"]
+HALVES = [torch.bfloat16, torch.float16]
+# One tile and a ragged rest in every dimension, rows of whole 16 bytes; and odd sizes, whose loads are narrow.
+SHAPES = [(1, 130, 80, 272), (2, 65, 33, 24)]
+IDS = [f"B{b}-P{p}-I{i}-O{o}" for b, p, i, o in SHAPES]
+
+
+@pytest.fixture(params=HALVES, ids=["bf16", "fp16"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    return request.param
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def gpu(request, mode):
+    with standing_in(EmulatedGPU(request.param, mode)) as gpu:
+        yield gpu
+
+
+@pytest.fixture
+def float32_setting():
+    """Sets how PyTorch multiplies float32 on GPUs, until the test ends."""
+
+    def choose(setting):
+        torch.set_float32_matmul_precision({"ieee": "highest", "tf32": "high"}[setting])
+
+    yield choose
+    choose("ieee")
+
+
+def layer_inputs(shape, dtype, *, shared=False):
+    batch, pixels, inputs, outputs = shape
+    rng = torch.Generator().manual_seed(batch * 1009 + pixels * 31 + inputs)
+    shapes = [(1 if shared else batch, pixels, inputs), (outputs, inputs), (batch, inputs), (outputs,)]
+    *tensors, upstream = [draw(rng, *shape).to(dtype) for shape in [*shapes, (batch, pixels, outputs)]]
+    return tensors, off_the_kink(tensors, upstream)
+
+
+def off_the_kink(tensors, upstream):
+    """The upstream gradient without outputs so near zero that rounding decides the sign, and with it the derivative."""
+    y = functional.mod_fc(*(t.double() for t in tensors), backend="reference")
+    return torch.where(y.abs() > 0.03, upstream, 0)
+
+
+def check_layer(shape, dtype, *, shared=False, **options):
+    inputs, upstream = layer_inputs(shape, dtype, shared=shared)
+
+    def call(backend):
+        return lambda *tensors: functional.mod_fc(*tensors, **options, backend=backend)
+
+    wanted = value_and_gradients(call("reference"), [t.double() for t in inputs], upstream)
+    plain = value_and_gradients(call("reference"), inputs, upstream)
+    got = value_and_gradients(call("triton"), inputs, upstream)
+    assert_as_accurate(got, plain, wanted, dtype)
+    return got
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+def test_layer_and_its_gradients(gpu, dtype, shape):
+    check_layer(shape, dtype)
+
+
+def test_layer_on_shared_pixels(gpu, dtype):
+    check_layer((2, 130, 80, 96), dtype, shared=True)
+
+
+def test_colours(gpu, dtype):
+    check_layer((2, 130, 80, 3), dtype, activation="linear", demodulate=False)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("setting", ["ieee", "tf32"])
+def test_float32_layer_as_pytorch_is_set(architecture, setting, float32_setting):
+    float32_setting(setting)
+    inputs, upstream = layer_inputs((1, 40, 24, 40), torch.float32)
+    layer = lambda *t: functional.mod_fc(*t, backend="triton")  # noqa: E731
+    reference = lambda *t: functional.mod_fc(*t, backend="reference")  # noqa: E731
+    with standing_in(EmulatedGPU(architecture)) as gpu:
+        got = value_and_gradients(layer, inputs, upstream)
+    assert any("tf32" in name for name in gpu.counts) == (setting == "tf32")
+    wanted = value_and_gradients(reference, [t.double() for t in inputs], upstream)
+    if setting == "ieee":
+        assert_as_accurate(got, value_and_gradients(reference, inputs, upstream), wanted, torch.float32)
+    else:  # factors of 11 bits, as float16 has; sums in float32
+        halves = value_and_gradients(reference, [t.half() for t in inputs], upstream)
+        assert_as_accurate(got, halves, wanted, torch.float16)
+
+
+def test_work_of_the_neighbours_in_the_epilogues(gpu, dtype):
+    from cips_fast.kernels.mod_fc import mod_fc_dgrad, mod_fc_fwd
+
+    B, P, I, O = 2, 70, 144, 80
+    rng = torch.Generator().manual_seed(1)
+    shapes = [(B, P, I), (B, O, I), (O,), (B, 3, O), (B, P, O), (B, P, I), (B, 3, I)]
+    tensors = [draw(rng, *shape).to(dtype) for shape in shapes]
+    drgb = draw(rng, B, P, 3).float()
+
+    def formula(x, w, bias, tap_above, dz, below, tap_below, drgb):
+        y = torch.nn.functional.leaky_relu(x @ w.mT + 1.5 * bias, 0.2)
+        dx = dz @ w + drgb.to(dz.dtype) @ tap_below
+        dx = torch.where(below > 0, dx, 0.2 * dx)
+        return [y, y @ tap_above.mT, dx, dx.sum((0, 1))]
+
+    x, w, bias, tap_above, dz, below, tap_below = tensors
+    y, parts = mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap_above)
+    dx, sums = mod_fc_dgrad(dz, w, below=below, drgb=drgb, rgb_w=tap_below, want_sums=True)
+    wanted = formula(*(t.double() for t in (*tensors, drgb)))
+    assert_as_accurate([y, parts.sum(0), dx, sums], formula(*tensors, drgb), wanted, dtype)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_encoding_and_its_gradients(gpu, dtype, dims):
+    rng = torch.Generator().manual_seed(2)
+    coords = (torch.rand(1, 45, dims, generator=rng) * 2.4 - 1.2) * 100
+    freq, phase, table = torch.randn(24, dims, generator=rng), torch.randn(24, generator=rng), draw(rng, 4, 5, 24)
+    at = (coords[..., :2] / 100).contiguous()
+    inputs = [coords, freq, phase, table.float(), at]
+    upstream = draw(rng, 1, 45, 48).to(dtype)
+
+    def call(backend):
+        def encode(coords, freq, phase, table, at):
+            return functional.fourier_encode(coords, freq, phase, table, table_coords=at, dtype=dtype, backend=backend)
+
+        return encode
+
+    wanted = value_and_gradients(
+        lambda c, f, p, t, at: functional.fourier_encode(c, f, p, t, table_coords=at, backend="reference"),
+        [t.double() for t in inputs],
+        upstream,
+    )
+    plain = value_and_gradients(call("reference"), inputs, upstream)
+    got = value_and_gradients(call("triton"), inputs, upstream)
+    assert_as_accurate(got[:1], plain[:1], wanted[:1], dtype)
+    for ours, truth in zip(got[1:], wanted[1:], strict=True):  # arguments of hundreds, all in float32
+        assert (ours.double() - truth).norm() <= 1e-5 * truth.norm()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_warps_in_any_order_give_the_same_bits(architecture, seed):
+    results = []
+    for order in (None, seed):
+        with standing_in(EmulatedGPU(architecture, order=order)):
+            results.append(check_layer((1, 70, 80, 144), torch.bfloat16))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_native_grid_gradient_is_the_upstream_gradient(architecture):
+    from cips_fast.kernels.embedding import embedding_bwd_table
+
+    at = grids.plane(9, 9).view(81, 2)
+    dread = torch.randn(81, 32, generator=torch.Generator().manual_seed(3)).bfloat16()
+    with standing_in(EmulatedGPU(architecture)):
+        dtable = embedding_bwd_table(dread, at, torch.Size((9, 9, 32)), align_corners=True)
+    assert torch.equal(dtable.view(81, 32), dread.float())

@@ -1,0 +1,97 @@
+"""Every kernel at its production shapes, compiled for seven chips: no spill, within the chip's limits, tensor cores used.
+
+Nothing here runs a kernel. Triton and the assemblers of its NVIDIA and AMD backends are all that it takes.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cips_fast.kernels.compile import Resources, compile_call, resources
+from cips_fast.kernels.launch import CHIPS
+
+from .production import production_calls
+
+# Multiplying instructions of the inner loop, and 16-byte copies to shared memory that do not pass through registers.
+MULTIPLY = {
+    "sm_80": "HMMA.16816",
+    "sm_86": "HMMA.16816",
+    "sm_90": "HGMMA.",
+    "sm_100": "UTCHMMA",
+    "sm_120": "HMMA.16816",
+    "gfx942": "v_mfma_f32",
+    "gfx1100": "v_wmma_f32",
+}
+TARGETS = list(MULTIPLY)
+COPY = {target: "LDGSTS.E.BYPASS" for target in TARGETS if target.startswith("sm_")}
+# Registers a thread, and what a chip without an entry in the table may have.
+REGISTERS = {"sm": 255, "gfx942": 512, "gfx1100": 256}
+SHARED = {target: CHIPS[target].shared if target in CHIPS else 64 << 10 for target in TARGETS}
+
+
+def compile_one(job: tuple[str, int]) -> tuple[str, dict, bool, Resources]:
+    """Name, constants, whether its factors are half precision, and resources of one production launch."""
+    target, index = job
+    call = production_calls(target)[index]
+    factors = call.arguments.get("dz_ptr", call.arguments.get("x_ptr"))
+    is_half = factors is not None and factors.dtype.itemsize == 2
+    return call.kernel.fn.__name__, dict(call.constants), is_half, resources(compile_call(call, target))
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[dict[str, list]]:
+    """All production launches for all targets, compiled in as many processes as there are cores."""
+    jobs = [(target, index) for target in TARGETS for index in range(len(production_calls(target)))]
+    with multiprocessing.get_context("spawn").Pool(
+        os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        results = pool.map(compile_one, jobs, chunksize=4)
+    by_target = {target: [] for target in TARGETS}
+    for (target, _), result in zip(jobs, results, strict=True):
+        by_target[target].append(result)
+    return by_target
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_spills_and_everything_fits(compiled, target):
+    limit = REGISTERS.get(target, REGISTERS["sm"])
+    for name, constants, _, used in compiled[target]:
+        where = f"{name} {constants} on {target}"
+        assert used.stack == 0, f"{where}: {used.stack} bytes of stack"
+        assert used.registers <= limit, f"{where}: {used.registers} registers"
+        assert used.shared <= SHARED[target], f"{where}: {used.shared} bytes of shared memory"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_run_on_tensor_cores(compiled, target):
+    products = [
+        (name, used) for name, constants, is_half, used in compiled[target] if is_half and "PRECISION" in constants
+    ]
+    assert {name for name, _ in products} == {"mod_fc_fwd_kernel", "mod_fc_dgrad_kernel", "mod_fc_wgrad_kernel"}
+    for name, used in products:
+        assert any(code.startswith(MULTIPLY[target]) for code in used.instructions), f"{name} on {target}"
+
+
+@pytest.mark.parametrize("target", COPY)
+def test_wide_operands_are_copied_16_bytes_at_a_time_and_asynchronously(compiled, target):
+    checked = 0
+    for name, constants, is_half, used in compiled[target]:
+        blocks = [value for key, value in constants.items() if key.startswith("BLOCK_")]
+        if is_half and "PRECISION" in constants and min(blocks) >= 64:
+            copies = [code for code in used.instructions if code.startswith(COPY[target])]
+            assert copies, f"{name} {constants} on {target}"
+            assert all(code.endswith(".128") for code in copies), f"{name} {constants} on {target}: {copies}"
+            checked += 1
+    assert checked >= 6
+
+
+def test_what_a_spill_looks_like():
+    """The measure finds a spill where there is one: a tile far too large for its four warps."""
+    from dataclasses import replace
+
+    call = next(c for c in production_calls("sm_80") if c.kernel.fn.__name__ == "mod_fc_fwd_kernel")
+    crowded = replace(call, warps=4, constants=dict(call.constants) | {"BLOCK_P": 128, "BLOCK_O": 256})
+    assert resources(compile_call(crowded, "sm_80")).stack > 0
