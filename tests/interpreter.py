@@ -1,7 +1,7 @@
 """Triton's interpreter in a process of its own: `python -m tests.interpreter` runs launches that it reads from stdin.
 
-The interpreter has to be chosen before Triton is imported, and a process in which it was chosen compiles nothing. So the
-process that runs the tests stays without it, and hands launches over.
+The interpreter has to be chosen before Triton is imported, and a process in which it was chosen compiles nothing. So
+the process that runs the tests stays without it, and hands launches over.
 """
 
 import importlib

@@ -1,6 +1,7 @@
 """Every launch that a generator at 256² makes, recorded on tensors without memory."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -64,6 +65,7 @@ def run_encoding(dtype: torch.dtype) -> None:
     embedding.embedding_bwd_at(dout[:, C:], at, table, align_corners=True)
 
 
+@lru_cache
 def production_calls(architecture: str) -> list[Call]:
     """One call of every different code: all shapes and batches in bfloat16, the widest layer in other dtypes too."""
     with standing_in(Recorder(architecture)) as recorder:
@@ -73,7 +75,5 @@ def production_calls(architecture: str) -> list[Call]:
         for dtype in (torch.float16, torch.float32):
             run_layer(4, 512, 512, dtype, neighbours=False)
         run_encoding(torch.bfloat16)
-    different = {
-        (call.kernel.fn.__name__, repr(recipe(call)), call.warps, call.stages): call for call in recorder.calls
-    }
+    different = {(c.kernel.fn.__name__, repr(recipe(c)), c.warps, c.stages): c for c in recorder.calls}
     return list(different.values())

@@ -1,4 +1,4 @@
-"""Every kernel as it is compiled for sm_80 and sm_90, executed instruction by instruction, against the float64 formulas.
+"""Every kernel as compiled for sm_80 and sm_90, executed instruction by instruction, against the float64 formulas.
 
 Unlike the interpreter this runs what a GPU would run, in bfloat16 too: the table's tiles, asynchronous copies, tensor
 core instructions, swizzled shared memory. What it cannot show stands in docs/verification.md.
@@ -12,6 +12,7 @@ from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .emulator import EmulatedGPU
+from .test_mod_fc import off_the_kink
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -56,12 +57,6 @@ def layer_inputs(shape, dtype, *, shared=False):
     shapes = [(1 if shared else batch, pixels, inputs), (outputs, inputs), (batch, inputs), (outputs,)]
     *tensors, upstream = [draw(rng, *shape).to(dtype) for shape in [*shapes, (batch, pixels, outputs)]]
     return tensors, off_the_kink(tensors, upstream)
-
-
-def off_the_kink(tensors, upstream):
-    """The upstream gradient without outputs so near zero that rounding decides the sign, and with it the derivative."""
-    y = functional.mod_fc(*(t.double() for t in tensors), backend="reference")
-    return torch.where(y.abs() > 0.03, upstream, 0)
 
 
 def check_layer(shape, dtype, *, shared=False, **options):

@@ -1,4 +1,4 @@
-"""The encoding's kernels against the float64 formulas: large arguments, all gradients, equal bits wherever points lie."""
+"""The encoding's kernels against the float64 formulas: large arguments, all gradients, equal bits."""
 
 import math
 

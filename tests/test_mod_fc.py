@@ -27,8 +27,15 @@ def layer_inputs(shape, place, *, shared=False):
     return [t.to(place.device, place.dtype) for t in tensors]
 
 
+def off_the_kink(inputs, upstream, **options):
+    """The upstream gradient without outputs so near zero that rounding decides the sign, and with it the derivative."""
+    y = functional.mod_fc(*(t.double() for t in inputs), **options, backend="reference")
+    return torch.where(y.abs() > 0.03, upstream, 0)
+
+
 def check_layer(shape, place, *, shared=False, **options):
     *inputs, upstream = layer_inputs(shape, place, shared=shared)
+    upstream = off_the_kink(inputs, upstream, **options)
 
     def call(backend):
         return lambda *tensors: functional.mod_fc(*tensors, **options, backend=backend)
