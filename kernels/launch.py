@@ -81,8 +81,10 @@ TILES = {
     "gfx90a": SQUARE,
     "gfx942": SQUARE,
     "default": SMALL,
-    INTERPRETER: {key: Tiles(32, 32, 16, 4, 1) for key in AMPERE},
+    INTERPRETER: {key: Tiles(64, 64, 32, 4, 1) for key in AMPERE},
 }
+# Elements of a tile of whole rows: 16 a thread, so that one sample's 512² weights make 128 programs.
+ROW_ELEMENTS = 2048
 # What a first run on a GPU tries beside the table's entry.
 ALTERNATIVES = (
     Tiles(128, 256, 64, 8, 4),
@@ -133,9 +135,9 @@ def pixel_splits(programs: int, pixels: int, depth: int, architecture: str) -> i
 
 
 def row_tiles(rows: int, cols: int) -> Tiles:
-    """Tiles of whole rows, some 2048 elements each."""
+    """Tiles of whole rows."""
     width = _power_of_two(cols)
-    height = min(max(1, 2048 // width), _power_of_two(rows))
+    height = min(max(1, ROW_ELEMENTS // width), _power_of_two(rows))
     return Tiles(height, width, 1, warps=4 if width <= 4096 else 8, stages=1)
 
 

@@ -13,8 +13,8 @@ from cips_fast.kernels.device import standing_in
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .places import PLACES
 
-# One tile of the interpreter is 32 pixels by 32 channels, 16 deep.
-SHAPES = [(1, 1, 1, 1), (1, 32, 16, 32), (2, 65, 33, 3), (3, 7, 100, 64), (2, 33, 17, 33)]
+# One tile of the interpreter is 64 pixels by 64 channels, 32 deep.
+SHAPES = [(1, 1, 1, 1), (1, 64, 32, 64), (2, 65, 33, 3), (3, 7, 100, 64), (2, 65, 33, 65)]
 IDS = [f"B{b}-P{p}-I{i}-O{o}" for b, p, i, o in SHAPES]
 
 
@@ -64,7 +64,7 @@ def test_sines_follow_the_product(place, activation):
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 50), st.integers(1, 70)),
+    st.tuples(st.integers(1, 3), st.integers(1, 140), st.integers(1, 70), st.integers(1, 140)),
     st.booleans(),
     st.booleans(),
 )
@@ -102,7 +102,7 @@ def test_strided_inputs_give_the_same_bits(place):
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_two_runs_give_equal_bits(place):
-    *inputs, upstream = layer_inputs((2, 100, 40, 40), place)
+    *inputs, upstream = layer_inputs((2, 150, 40, 70), place)
     layer = lambda *t: functional.mod_fc(*t, backend="triton")  # noqa: E731
     first, second = (value_and_gradients(layer, inputs, upstream) for _ in range(2))
     for a, b in zip(first, second, strict=True):

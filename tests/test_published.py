@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from cips_fast import grids, load_published
+from cips_fast.kernels import launch
+from cips_fast.kernels.device import standing_in
 
 from .golden_cases import load_case
 from .published_formulas import draw_state, images
@@ -13,8 +15,11 @@ def relative_error(got, wanted):
     return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
+NAMES = ["cips_skip_16", "cips_skip_16_train", "cips_res_16"]
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("name", ["cips_skip_16", "cips_skip_16_train", "cips_res_16"])
+@pytest.mark.parametrize("name", NAMES)
 def test_recorded_outputs(name, backend):
     state, arrays, meta = load_case(name)
     arrays = {key: torch.as_tensor(value) for key, value in arrays.items()}
@@ -31,6 +36,20 @@ def test_recorded_outputs(name, backend):
             truncated = load_published(state, mean_latent=arrays["mean_w"], backend=backend)
             got = truncated(arrays["z"], coords, truncation=arrays["truncation"].item())
             assert relative_error(got, arrays["rgb_truncated"]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_outputs_by_kernels_in_the_interpreter(name, interpreter, monkeypatch):
+    # A step of the interpreter takes its time whatever the tile's size.
+    large = dict.fromkeys(launch.TILES[launch.INTERPRETER], launch.Tiles(256, 512, 256, 4, 1))
+    monkeypatch.setitem(launch.TILES, launch.INTERPRETER, large)
+    monkeypatch.setattr(launch, "ROW_ELEMENTS", 1 << 16)
+    state, arrays, meta = load_case(name)
+    arrays = {key: torch.as_tensor(value) for key, value in arrays.items()}
+    generator = load_published(state, backend="triton").train(meta["train_mode"])
+    with torch.no_grad(), standing_in(interpreter):
+        rgb = generator.synthesis(arrays["w"], arrays["coords"].permute(0, 2, 3, 1))
+    assert relative_error(rgb, arrays["rgb"]) <= 1e-5
 
 
 CASES = [

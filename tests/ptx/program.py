@@ -40,6 +40,7 @@ class Program:
         order: int | None = None,
         counts: dict[str, int] | None = None,
         *,
+        only: Sequence[tuple[int, int, int]] | None = None,
         scratch: int = 0,
         shared: int = SHARED_BYTES,
         step_limit: int = 2_000_000,
@@ -56,6 +57,7 @@ class Program:
             order: None runs the warps of a block in near lockstep; a seed runs warps one at a time from barrier to
                 barrier, and blocks, in random order.
             counts: gains how often each opcode was issued by a warp, and "global bytes loaded" and "... stored".
+            only: the blocks to run instead of the whole grid, of which the kernel still sees the size.
             scratch: bytes of global scratch memory that each block gets (`metadata.global_scratch_size`).
             shared: bytes of shared memory (`metadata.shared`); access beyond raises.
             step_limit: instructions after which a block counts as endless; in near lockstep an instruction that many
@@ -69,7 +71,7 @@ class Program:
         if threads % WARP or threads != (self.kernel.required_threads or threads):
             raise BadArguments(f"{threads} threads for a kernel that wants {self.kernel.required_threads}")
         random = None if order is None else np.random.default_rng(order)
-        blocks = [(x, y, z) for z, y, x in product(*(range(n) for n in reversed(grid)))]
+        blocks = list(only or ((x, y, z) for z, y, x in product(*(range(n) for n in reversed(grid)))))
         if random is not None:
             random.shuffle(blocks)
         scratch_pointer = memory.reserve(scratch * len(blocks), np.uint8) if scratch else 0

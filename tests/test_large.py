@@ -1,0 +1,148 @@
+"""Tensors of more than 2³¹ elements: one block at the far end of a launch is executed, on windows of memory there.
+
+A window is placed where the kernel would find it if the whole tensor stood before it. An address that was computed in
+32 bits points elsewhere, and the emulator raises.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from cips_fast import reference as ref
+from cips_fast.kernels.compile import recipe
+from cips_fast.kernels.device import standing_in
+
+from .accuracy import relative_error
+from .emulator import EmulatedGPU
+from .production import Recorder, meta
+from .ptx import Memory
+
+C = 512
+FAR = 2**32 // C  # pixels, or points: the element number of this row's start is 2³²
+REST = 5
+
+
+def execute_last_block(call, windows, block):
+    """Run one block on windows {argument: (start, array)}, `start` counted in elements, and return them afterwards."""
+    program, metadata = EmulatedGPU("sm_80").compiled(call)
+    memory = Memory()
+    placed = {name: memory.place(array) for name, (_, array) in windows.items()}
+    names = [name for name, kind in recipe(call).signature.items() if kind != "constexpr"]
+    arguments = [
+        placed[name] - windows[name][0] * windows[name][1].itemsize if name in placed else call.arguments[name]
+        for name in names
+    ]
+    grid = (*call.grid, 1, 1)[:3]
+    program.launch(memory, grid, 32 * metadata.num_warps, arguments, only=[block], shared=metadata.shared)
+    return {name: torch.from_numpy(memory.fetch(address)) for name, address in placed.items()}
+
+
+def record(run):
+    """The launches that `run` makes for sm_80, on tensors without memory."""
+    with standing_in(Recorder("sm_80")) as recorder:
+        run()
+    return recorder.calls
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float16)
+
+
+def poisoned(*shape, dtype=np.float16):
+    return np.full(shape, np.nan, dtype)
+
+
+def lrelu(x):
+    return torch.nn.functional.leaky_relu(x, 0.2)
+
+
+def test_layer_at_a_far_pixel(rng):
+    from cips_fast.kernels.mod_fc import mod_fc_fwd
+
+    half = torch.float16
+    (call,) = record(
+        lambda: mod_fc_fwd(meta(1, FAR + REST, C, dtype=half), meta(1, C, C, dtype=half), meta(C), lrelu=True)
+    )
+    x, w, bias = normal(rng, REST, C), normal(rng, C, C), rng.standard_normal(C).astype(np.float32)
+    windows = {"x_ptr": (FAR * C, x), "w_ptr": (0, w), "bias_ptr": (0, bias), "y_ptr": (FAR * C, poisoned(REST, C))}
+    y = execute_last_block(call, windows, (call.grid[0] - 1, 0, 0))["y_ptr"]
+    wanted = lrelu(torch.from_numpy(x).double() @ torch.from_numpy(w).double().mT + torch.from_numpy(bias))
+    tile = call.constants["BLOCK_O"]
+    assert relative_error(y[:, -tile:], wanted[:, -tile:]) < 1e-3
+    assert y[:, :-tile].isnan().all()
+
+
+def test_gradients_at_a_far_pixel(rng):
+    from cips_fast.kernels.mod_fc import mod_fc_act_bwd, mod_fc_dgrad
+
+    half = torch.float16
+    big, w = meta(1, FAR + REST, C, dtype=half), meta(1, C, C, dtype=half)
+    act, dgrad = record(lambda: (mod_fc_act_bwd(big, big), mod_fc_dgrad(big, w, below=big)))
+    dy, y, weights = normal(rng, REST, C), normal(rng, REST, C), normal(rng, C, C)
+    slope = torch.where(torch.from_numpy(y) > 0, 1.0, 0.2).double()
+
+    sums_start = (-(-(FAR + REST) // act.constants["BLOCK_P"]) - 1) * C
+    windows = {
+        "dy_ptr": (FAR * C, dy),
+        "y_ptr": (FAR * C, y),
+        "dz_ptr": (FAR * C, poisoned(REST, C)),
+        "sums_ptr": (sums_start, poisoned(C, dtype=np.float32)),
+    }
+    dz = execute_last_block(act, windows, (act.grid[0] - 1, 0, 0))["dz_ptr"]
+    tile = act.constants["BLOCK_O"]
+    assert relative_error(dz[:, -tile:], (torch.from_numpy(dy).double() * slope)[:, -tile:]) < 1e-3
+
+    windows = {
+        "dz_ptr": (FAR * C, dy),
+        "w_ptr": (0, weights),
+        "below_ptr": (FAR * C, y),
+        "dx_ptr": (FAR * C, poisoned(REST, C)),
+    }
+    dx = execute_last_block(dgrad, windows, (dgrad.grid[0] - 1, 0, 0))["dx_ptr"]
+    tile = dgrad.constants["BLOCK_I"]
+    wanted = (torch.from_numpy(dy).double() @ torch.from_numpy(weights).double()) * slope
+    assert relative_error(dx[:, -tile:], wanted[:, -tile:]) < 1e-3
+
+
+def test_weight_gradient_of_a_far_sample(rng):
+    from cips_fast.kernels.mod_fc import mod_fc_wgrad
+
+    P = 64
+    B = FAR // P + 1  # the last sample starts at element 2³², its weights' gradient far beyond
+    big = meta(B, P, C, dtype=torch.float16)
+    (call,) = record(lambda: mod_fc_wgrad(big, big))
+    dz, x = normal(rng, P, C), normal(rng, P, C)
+    assert call.grid[1:] == (1, B)
+    start = (B - 1) * C * C
+    windows = {
+        "dz_ptr": (FAR * C, dz),
+        "x_ptr": (FAR * C, x),
+        "dw_ptr": (start, poisoned(C, C, dtype=np.float32)),
+    }
+    dw = execute_last_block(call, windows, (call.grid[0] - 1, 0, B - 1))["dw_ptr"]
+    rows, cols = call.constants["BLOCK_O"], call.constants["BLOCK_I"]
+    wanted = torch.from_numpy(dz).double().mT @ torch.from_numpy(x).double()
+    assert relative_error(dw[-rows:, -cols:], wanted[-rows:, -cols:]) < 1e-3
+
+
+def test_encoding_of_a_far_point(rng):
+    from cips_fast.kernels.fourier import fourier_fwd
+
+    half = torch.float16
+    (call,) = record(lambda: fourier_fwd(meta(FAR + REST, 2), meta(C, 2), meta(C), dtype=half))
+    coords, freq, phase = (rng.standard_normal(shape).astype(np.float32) for shape in ((REST, 2), (C, 2), (C,)))
+    windows = {
+        "coords_ptr": (FAR * 2, coords),
+        "freq_ptr": (0, freq),
+        "phase_ptr": (0, phase),
+        "out_ptr": (FAR * C, poisoned(REST, C)),
+    }
+    waves = execute_last_block(call, windows, (call.grid[0] - 1, 0, 0))["out_ptr"]
+    wanted = ref.fourier_encode_ref(*(torch.from_numpy(a).double() for a in (coords, freq, phase)))
+    tile = call.constants["BLOCK_C"]
+    assert relative_error(waves[:, -tile:], wanted[:, -tile:]) < 1e-3
