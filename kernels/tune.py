@@ -6,6 +6,7 @@ Importing this module needs neither Triton nor a GPU.
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
@@ -95,13 +96,16 @@ def _known(gpu: str) -> dict[str, Tiles]:
     """What was measured before; a file that cannot be read counts as none."""
     try:
         return {key: Tiles(**tiles) for key, tiles in json.loads(_file(gpu).read_text()).items()}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
 def _remember(gpu: str, known: dict[str, Tiles]) -> None:
     path = _file(gpu)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps({key: asdict(tiles) for key, tiles in known.items()}, indent=1))
-    temporary.replace(path)  # never half a file, whoever else writes
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({key: asdict(tiles) for key, tiles in known.items()}, indent=1))
+        temporary.replace(path)  # never half a file, whoever else writes
+    except OSError as error:
+        warnings.warn(f"tiles are not kept for the next run: {error}", stacklevel=2)
