@@ -244,7 +244,7 @@ def fourier_bwd_freq(dout: Tensor, coords: Tensor, freq: Tensor, phase: Tensor) 
     """Gradients of F and φ: dout [N, C], rows may be strided -> float32 [C, D] and [C]."""
     (N, D), C = coords.shape, freq.shape[0]
     tiles = fourier_tiles(C)
-    points = max(1, triton.cdiv(N, 64 * tiles.rows)) * tiles.rows
+    points = triton.cdiv(max(1024, triton.cdiv(N, 1024)), tiles.rows) * tiles.rows
     splits = max(1, triton.cdiv(N, points))
     sums = torch.empty(splits, D + 1, C, dtype=torch.float32, device=coords.device)
     arguments = {

@@ -40,7 +40,7 @@ CHIPS = {
     "gfx90a": Chip(shared=64 << 10, processors=104, spare_stages=1),
     "gfx942": Chip(shared=64 << 10, processors=304, spare_stages=1),
     "default": Chip(shared=48 << 10, processors=64, spare_stages=0),
-    INTERPRETER: Chip(shared=1 << 30, processors=1, spare_stages=0),
+    INTERPRETER: Chip(shared=1 << 30, processors=16, spare_stages=0),
 }
 SAME_AS = {"sm_87": "sm_86", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120", "gfx950": "gfx942"}
 
@@ -50,7 +50,7 @@ SAME_AS = {"sm_87": "sm_86", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm
 AMPERE = {
     ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
     ("tap", "half"): Tiles(128, 256, 64, 8, 3),
-    ("dgrad", "half"): Tiles(128, 256, 64, 8, 3),
+    ("dgrad", "half"): Tiles(256, 128, 64, 8, 3),
     ("wgrad", "half"): Tiles(128, 128, 64, 8, 3),
     ("fwd", "tf32"): Tiles(128, 128, 32, 8, 3),
     ("tap", "tf32"): Tiles(128, 128, 32, 8, 3),
@@ -61,8 +61,11 @@ AMPERE = {
     ("dgrad", "ieee"): Tiles(64, 64, 16, 8, 2),
     ("wgrad", "ieee"): Tiles(64, 64, 16, 8, 2),
 }
-HOPPER = AMPERE | {("wgrad", "half"): Tiles(128, 256, 64, 8, 3)}
-BLACKWELL = HOPPER | {
+HOPPER = AMPERE | {
+    ("dgrad", "half"): Tiles(128, 256, 64, 8, 3),
+    ("wgrad", "half"): Tiles(128, 256, 64, 8, 3),
+}
+BLACKWELL = AMPERE | {
     ("tap", "half"): Tiles(128, 128, 64, 8, 3),
     ("dgrad", "half"): Tiles(128, 128, 64, 8, 3),
 }
@@ -129,8 +132,8 @@ def fits(tiles: Tiles, itemsize: int, architecture: str) -> bool:
 
 
 def pixel_splits(programs: int, pixels: int, depth: int, architecture: str) -> int:
-    """Into how many ranges a sum over pixels is split, so that two programs a processor are in flight."""
-    wanted = _ceil_div(2 * CHIPS[_family(architecture)].processors, programs)
+    """Into how many ranges a sum over pixels is split: to one program a processor, and none that has nearly nothing."""
+    wanted = CHIPS[_family(architecture)].processors // programs
     return max(1, min(wanted, pixels // (8 * depth)))
 
 

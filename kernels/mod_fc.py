@@ -21,6 +21,19 @@ from .tune import product_tiles
 SLOPE = tl.constexpr(0.2)
 
 
+@triton.jit
+def place_in_grid(rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """A program's sample, its tile of rows and of columns, and the number of samples.
+
+    All lie on the grid's first axis: the others end at 65,535. Neighbouring programs share a tile of rows, which all
+    but the first then read from L2.
+    """
+    tiles_cols = tl.cdiv(cols, BLOCK_COLS)
+    tiles = tl.cdiv(rows, BLOCK_ROWS) * tiles_cols
+    b, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    return b.to(tl.int64), tile // tiles_cols, tile % tiles_cols, tl.num_programs(0) // tiles
+
+
 @triton.jit(do_not_specialize=["P"])
 def mod_fc_fwd_kernel(
     x_ptr,  # [B|1, P, I], last stride 1
@@ -43,10 +56,7 @@ def mod_fc_fwd_kernel(
     BLOCK_I: tl.constexpr,
 ):
     """y = act(x W'ᵀ + g β), and if asked the tile's share of the colours, Σ_o y[p,o] T'[c,o]."""
-    # Neighbouring programs share a tile of pixels, which all but the first then read from L2.
-    tiles_o = tl.cdiv(O, BLOCK_O)
-    tile_p, tile_o = tl.program_id(0) // tiles_o, tl.program_id(0) % tiles_o
-    b = tl.program_id(1).to(tl.int64)
+    b, tile_p, tile_o, B = place_in_grid(P, O, BLOCK_P, BLOCK_O)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tl.arange(0, BLOCK_I)
@@ -73,7 +83,7 @@ def mod_fc_fwd_kernel(
     tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=mask_p[:, None] & mask_o[None, :])
 
     if rgb_w_ptr is not None:
-        rgb_rows = rgb_ptr + ((tile_o * tl.num_programs(1) + b) * P + offs_p) * 3
+        rgb_rows = rgb_ptr + ((tile_o * B + b) * P + offs_p) * 3
         for c in tl.static_range(3):
             t = tl.load(rgb_w_ptr + (b * 3 + c) * O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
             tl.store(rgb_rows + c, tl.sum(acc * t[None, :], 1), mask=mask_p)
@@ -93,9 +103,7 @@ def mod_fc_act_bwd_kernel(
     BLOCK_O: tl.constexpr,
 ):
     """dz = dy · lrelu'(y), and sums of its columns over a tile of pixels."""
-    tiles_o = tl.cdiv(O, BLOCK_O)
-    tile_p, tile_o = tl.program_id(0) // tiles_o, tl.program_id(0) % tiles_o
-    b = tl.program_id(1).to(tl.int64)
+    b, tile_p, tile_o, _ = place_in_grid(P, O, BLOCK_P, BLOCK_O)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
     mask_o = offs_o < O
@@ -135,9 +143,7 @@ def mod_fc_dgrad_kernel(
     BLOCK_O: tl.constexpr,
 ):
     """dx = dz W' + drgb T'; then, for the layer below, times lrelu'(x) and summed over columns for its bias."""
-    tiles_i = tl.cdiv(I, BLOCK_I)
-    tile_p, tile_i = tl.program_id(0) // tiles_i, tl.program_id(0) % tiles_i
-    own_b = tl.program_id(1).to(tl.int64)
+    own_b, tile_p, tile_i, _ = place_in_grid(P, I, BLOCK_P, BLOCK_I)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
     offs_o = tl.arange(0, BLOCK_O)
@@ -204,9 +210,8 @@ def mod_fc_wgrad_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """dW'[b,split] = dzᵀ x over the pixels of one split."""
-    tiles_i = tl.cdiv(I, BLOCK_I)
-    tile_o, tile_i = tl.program_id(0) // tiles_i, tl.program_id(0) % tiles_i
-    split, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    b, tile_o, tile_i, _ = place_in_grid(O, I, BLOCK_O, BLOCK_I)
+    split = tl.program_id(1)
     offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
     mask_o, mask_i = offs_o < O, offs_i < I
@@ -271,7 +276,7 @@ def mod_fc_fwd(
         }
         constants = {"LRELU": lrelu, "EVEN_I": I % tiles.depth == 0, "PRECISION": _precision(x)}
         blocks = {"BLOCK_P": tiles.rows, "BLOCK_O": tiles.cols, "BLOCK_I": tiles.depth}
-        run(mod_fc_fwd_kernel, (triton.cdiv(P, tiles.rows) * tiles_o, B), arguments, constants | blocks, tiles)
+        run(mod_fc_fwd_kernel, (B * triton.cdiv(P, tiles.rows) * tiles_o,), arguments, constants | blocks, tiles)
         return y, rgb
 
     return attempt(product_tiles("fwd" if rgb_w is None else "tap", (P, O, I), B, x, attempt))
@@ -304,7 +309,7 @@ def mod_fc_act_bwd(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         "dy_stride_p": dy.stride(1),
     }
     blocks = {"BLOCK_P": tiles.rows, "BLOCK_O": tiles.cols}
-    run(mod_fc_act_bwd_kernel, (tiles_p * triton.cdiv(O, tiles.cols), B), arguments, blocks, tiles)
+    run(mod_fc_act_bwd_kernel, (B * tiles_p * triton.cdiv(O, tiles.cols),), arguments, blocks, tiles)
     return dz, sums.sum((0, 1))
 
 
@@ -361,7 +366,7 @@ def mod_fc_dgrad(
         }
         constants = {"SUM_B": shared, "EVEN_O": O % tiles.depth == 0, "PRECISION": _precision(dz)}
         blocks = {"BLOCK_P": tiles.rows, "BLOCK_I": tiles.cols, "BLOCK_O": tiles.depth}
-        grid = (tiles_p * triton.cdiv(I, tiles.cols), outer)
+        grid = (outer * tiles_p * triton.cdiv(I, tiles.cols),)
         run(mod_fc_dgrad_kernel, grid, arguments, constants | blocks, tiles)
         return dx, None if sums is None else sums.sum((0, 1))
 
@@ -402,7 +407,7 @@ def mod_fc_wgrad(dz: Tensor, x: Tensor) -> Tensor:
         }
         constants = {"EVEN_P": splits * pixels == P, "PRECISION": _precision(x)}
         blocks = {"BLOCK_O": tiles.rows, "BLOCK_I": tiles.cols, "BLOCK_P": tiles.depth}
-        run(mod_fc_wgrad_kernel, (products, splits, B), arguments, constants | blocks, tiles)
+        run(mod_fc_wgrad_kernel, (B * products, splits), arguments, constants | blocks, tiles)
         return dw
 
     return attempt(product_tiles("wgrad", (O, I, P), B, x, attempt))

@@ -33,8 +33,9 @@ def modulate_fwd_kernel(
     BLOCK_I: tl.constexpr,  # at least I
 ):
     """W' and d for BLOCK_O rows of one sample."""
-    b = tl.program_id(1).to(tl.int64)
-    offs_o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    tiles_o = tl.cdiv(O, BLOCK_O)
+    b = (tl.program_id(0) // tiles_o).to(tl.int64)
+    offs_o = (tl.program_id(0) % tiles_o) * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tl.arange(0, BLOCK_I)
     mask_o, mask_i = offs_o < O, offs_i < I
     mask = mask_o[:, None] & mask_i[None, :]
@@ -118,7 +119,7 @@ def modulate_fwd(
     tiles = row_tiles(O, I)
     run(
         modulate_fwd_kernel,
-        (triton.cdiv(O, tiles.rows), B),
+        (B * triton.cdiv(O, tiles.rows),),
         {
             "weight_ptr": weight.contiguous(),
             "style_ptr": style.contiguous(),

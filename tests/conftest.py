@@ -1,6 +1,7 @@
 """Fixtures of all tests: a cache, a data folder, two processes of their own, and where kernels run."""
 
 import contextlib
+import importlib.util
 import multiprocessing
 
 import pytest
@@ -10,6 +11,15 @@ from cips_fast.kernels.device import standing_in
 
 from .interpreter import Interpreter
 from .places import Place
+
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
+# Files that import kernels; tests elsewhere that only run them skip themselves.
+NEED_TRITON = ("executed", "fourier", "large", "mod_fc", "modulate", "targets", "tune")
+collect_ignore = [] if HAVE_TRITON else [f"test_{name}.py" for name in NEED_TRITON]
+
+
+def pytest_report_header():
+    return [] if HAVE_TRITON else f"no Triton: left out are {', '.join(collect_ignore)}"
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +48,7 @@ def pool():
 @pytest.fixture(scope="session")
 def interpreter():
     """Triton's interpreter, as a stand-in for a GPU; it is slow to start, so all tests share it."""
+    pytest.importorskip("triton", reason="no Triton")
     interpreter = Interpreter()
     yield interpreter
     interpreter.close()

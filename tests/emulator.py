@@ -27,8 +27,10 @@ class EmulatedGPU:
     mode: str = "lazy"
     order: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
 
     def execute(self, call: Call) -> None:
+        self.calls.append(call)
         program, metadata = self.compiled(call)
         memory = Memory()
         storages = {}

@@ -77,6 +77,11 @@ def test_layer_and_its_gradients(gpu, dtype, shape):
     check_layer(shape, dtype)
 
 
+def test_gradients_whose_pixels_are_split(gpu, dtype):
+    check_layer((1, 8 * 64 * 2 + 7, 33, 24), dtype)
+    assert any(call.grid[1:] == (2,) for call in gpu.calls)
+
+
 def test_layer_on_shared_pixels(gpu, dtype):
     check_layer((2, 130, 80, 96), dtype, shared=True)
 

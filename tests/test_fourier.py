@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.library import opcheck
 
 from cips_fast import functional, grids, ops
@@ -102,11 +104,32 @@ def test_cosines_of_the_gradient_are_right_for_large_arguments(place):
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_result_may_be_half(place):
-    coords, freq, phase, table, _ = encoding_inputs(place)
-    got = functional.fourier_encode(coords, freq, phase, table, dtype=place.dtype, backend="triton")
-    wanted = functional.fourier_encode(*(t.double() for t in (coords, freq, phase, table)), backend="reference")
-    assert got.dtype == place.dtype
-    assert_as_accurate([got], [wanted.to(place.dtype)], [wanted], place.dtype)
+    *inputs, upstream = encoding_inputs(place)
+    upstream = upstream.to(place.dtype)
+
+    def call(backend):
+        return lambda *tensors: functional.fourier_encode(*tensors, dtype=place.dtype, backend=backend)
+
+    in_float64 = lambda *tensors: functional.fourier_encode(*tensors, backend="reference")  # noqa: E731
+    wanted = value_and_gradients(in_float64, [t.double() for t in inputs], upstream)
+    plain = value_and_gradients(call("reference"), inputs, upstream)
+    got = value_and_gradients(call("triton"), inputs, upstream)
+    assert got[0].dtype == place.dtype
+    assert_as_accurate(got[:1], plain[:1], wanted[:1], place.dtype)
+    assert_as_accurate(got[1:], plain[1:], wanted[1:], torch.float32)
+
+
+@pytest.mark.parametrize("place", FP32[:1], indirect=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    points=st.integers(1, 40),
+    channels=st.integers(1, 40),
+    cells=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    align_corners=st.booleans(),
+)
+def test_encodings_of_drawn_shapes(place, points, channels, cells, align_corners):
+    *inputs, upstream = encoding_inputs(place, points=points, channels=channels, cells=cells)
+    check_encoding(inputs, upstream, align_corners=align_corners)
 
 
 @pytest.mark.parametrize("place", FP32, indirect=True)

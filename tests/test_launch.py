@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("programs", "pixels", "splits"), [(16, 65536, 14), (1024, 65536, 1), (1, 64, 1), (8, 0, 1), (1, 4096, 8)]
+    ("programs", "pixels", "splits"), [(16, 65536, 6), (1024, 65536, 1), (1, 64, 1), (8, 0, 1), (1, 4096, 8)]
 )
 def test_sums_over_pixels_are_split_to_fill_the_chip(programs, pixels, splits):
     assert launch.pixel_splits(programs, pixels, 64, "sm_80") == splits

@@ -8,10 +8,12 @@ from torch.library import opcheck
 
 from cips_fast import functional, ops
 from cips_fast import reference as ref
+from cips_fast.kernels import mod_fc as kernels
 from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .places import PLACES
+from .production import Recorder, meta
 
 # One tile of the interpreter is 64 pixels by 64 channels, 32 deep.
 SHAPES = [(1, 1, 1, 1), (1, 64, 32, 64), (2, 65, 33, 3), (3, 7, 100, 64), (2, 65, 33, 65)]
@@ -53,6 +55,32 @@ def check_layer(shape, place, *, shared=False, **options):
 @pytest.mark.parametrize("activation", ["lrelu", "linear"])
 def test_layer_and_its_gradients(place, shape, shared, activation):
     check_layer(shape, place, shared=shared, activation=activation, demodulate=activation == "lrelu")
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_gradients_whose_pixels_are_split(place, monkeypatch):
+    splits = []
+    original = kernels.pixel_splits
+    monkeypatch.setattr(kernels, "pixel_splits", lambda *a: splits.append(original(*a)) or splits[-1])
+    check_layer((2, 8 * 64 * 3 + 7, 20, 12), place)
+    assert splits[0] > 1
+
+
+def test_any_number_of_samples_fits_the_grid():
+    """A launch's second and third axes end at 65,535."""
+    from cips_fast.kernels import modulate
+
+    B, half = 100_000, torch.float16
+    x, w, weight = meta(B, 2, 4, dtype=half), meta(B, 4, 4, dtype=half), meta(4, 4)
+    with standing_in(Recorder("sm_80")) as recorder:
+        kernels.mod_fc_fwd(x, w, None, lrelu=True, rgb_w=meta(B, 3, 4))
+        kernels.mod_fc_act_bwd(x, x)
+        kernels.mod_fc_dgrad(x, w)
+        modulate.modulate_fwd(weight, meta(B, 4), demodulate=True, gain=1.0, dtype=half)
+        modulate.modulate_bwd(kernels.mod_fc_wgrad(x, x), weight, meta(B, 4), meta(B, 4), demodulate=True, gain=1.0)
+    assert len(recorder.calls) == 6
+    for call in recorder.calls:
+        assert all(size <= 65535 for size in call.grid[1:]), call.kernel.fn.__name__
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
@@ -111,8 +139,6 @@ def test_two_runs_give_equal_bits(place):
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_rgb_tap_in_the_epilogue(place):
-    from cips_fast.kernels.mod_fc import mod_fc_fwd
-
     x, _, _, bias, _ = layer_inputs((2, 45, 24, 70), place)
     rng = torch.Generator().manual_seed(1)
     w, tap = (draw(rng, *shape).to(place.device, place.dtype) for shape in ((2, 70, 24), (2, 3, 70)))
@@ -121,7 +147,7 @@ def test_rgb_tap_in_the_epilogue(place):
         y = torch.nn.functional.leaky_relu(x @ w.mT + 1.5 * bias, 0.2)
         return [y, y @ tap.mT]
 
-    y, parts = mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap)
+    y, parts = kernels.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap)
     assert parts.shape[1:] == (2, 45, 3)
     wanted = formula(*(t.double() for t in (x, w, bias, tap)))
     assert_as_accurate([y, parts.sum(0)], formula(x, w, bias, tap), wanted, place.dtype)
@@ -130,8 +156,6 @@ def test_rgb_tap_in_the_epilogue(place):
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 @pytest.mark.parametrize("tapped", [False, True], ids=["plain", "tapped"])
 def test_dgrad_does_the_work_of_the_layer_below(place, tapped):
-    from cips_fast.kernels.mod_fc import mod_fc_dgrad
-
     B, P, I, O = 2, 45, 70, 24
     rng = torch.Generator().manual_seed(2)
     dz, w, below, tap = (
@@ -145,7 +169,7 @@ def test_dgrad_does_the_work_of_the_layer_below(place, tapped):
         return [dx, dx.sum((0, 1))]
 
     extra = {"drgb": drgb, "rgb_w": tap} if tapped else {}
-    got = mod_fc_dgrad(dz, w, below=below, want_sums=True, **extra)
+    got = kernels.mod_fc_dgrad(dz, w, below=below, want_sums=True, **extra)
     wanted = formula(*(t.double() for t in (dz, w, below, tap, drgb)))
     assert_as_accurate(got, formula(dz, w, below, tap, drgb), wanted, place.dtype)
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.library import opcheck
 
 from cips_fast import functional, ops
@@ -22,10 +24,7 @@ def modulation_inputs(shape, place):
     return [draw(rng, *shape).to(place.device, place.dtype) for shape in shapes]
 
 
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
-@pytest.mark.parametrize("demodulate", [True, False])
-def test_weights_and_their_gradients(place, shape, demodulate):
+def check_modulation(place, shape, demodulate):
     weight, style, upstream = modulation_inputs(shape, place)
 
     def call(backend):
@@ -35,6 +34,20 @@ def test_weights_and_their_gradients(place, shape, demodulate):
     plain = value_and_gradients(call("reference"), [weight, style], upstream)
     got = value_and_gradients(call("triton"), [weight, style], upstream)
     assert_as_accurate(got, plain, wanted, place.dtype, scale=float(upstream.double().norm()))
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_weights_and_their_gradients(place, shape, demodulate):
+    check_modulation(place, shape, demodulate)
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 150)), st.booleans())
+def test_weights_of_drawn_shapes(place, shape, demodulate):
+    check_modulation(place, shape, demodulate)
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cips_fast.functional import BACKENDS
+from cips_fast.functional import BACKENDS, resolve_backend
 from cips_fast.generator import ACTIVATIONS, VARIANTS
 from cips_fast.kernels.launch import native_half
 
@@ -160,6 +160,10 @@ def resolve(given: dict[str, Any]) -> Options:
         "checkpoint_minutes": 10.0,
     }
     values |= given | {"device": device, "preset": preset, "res": res, "crop": crop}
+    try:
+        resolve_backend(values["backend"], torch.empty(0, device=device))
+    except (ValueError, ImportError) as error:
+        raise OptionError(f"--backend: {str(error).removeprefix('backend: ')}") from None
     values["precision"] = _precision(given.get("precision", "auto"), device)
     options = Options(**values)
     _check(options, scales)
