@@ -5,15 +5,16 @@ float32; `cpu` is the same maths arranged for CPU tensors; `reference` is the ea
 dtype; `auto` is the first of these that serves the tensors. A backend that is asked for by name is used or refused.
 """
 
-import contextlib
 import importlib.util
 import logging
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops
 from . import reference as ref
+from .autocast import autocast_dtype, without_autocast
 from .cpu import embed_coords_cpu, mod_fc_cpu
 from .kernels.device import can_run_on
 
@@ -45,7 +46,7 @@ def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True, backend:
     """
     _check_weight_and_style(weight, style)
     _check_dtype("style", style, weight)
-    if resolve_backend(backend, weight) == "triton":
+    if resolve_backend(backend, weight.device, weight.dtype) == "triton":
         return ops.modulate(weight, style, demodulate)[0]
     return ref.modulate_ref(weight, style, demodulate)
 
@@ -98,10 +99,10 @@ def mod_fc(
     if dtype is None:
         _check_dtype("x", x, weight)
         _check_dtype("style", style, weight)
-    chosen = resolve_backend(backend, x if dtype is None else x.to(dtype))
+    chosen = resolve_backend(backend, x.device, dtype or x.dtype)
     if chosen == "triton":
         lrelu = activation == "lrelu"
-        y = ops.mod_fc(x if dtype is None else x.to(dtype), weight, style, bias, demodulate, lrelu)[0]
+        y = ops.mod_fc(x.to(dtype or x.dtype), weight, style, bias, demodulate, lrelu)[0]
         return y if lrelu else ref.activate_ref(y, activation)
     layer = mod_fc_cpu if chosen == "cpu" else ref.mod_fc_ref
     return layer(x, weight, style, bias, demodulate, activation)
@@ -123,11 +124,11 @@ def fourier_encode(
     sin(F c + φ), or [sin(F c + φ); E(c)]   (Anokhin et al., arXiv 2011.13775, section 3)
 
     Args:
-        coords: floating [B, P, D] or [1, P, D], any range; the usual one is [-1, 1]. `triton` takes D of 2 or 3.
-        freq: F, radians per unit of coordinate, floating [C, D].
-        phase: φ, radians, floating [C].
-        table: E, floating [H, W, C].
-        table_coords: where the table is read, x, y in [-1, 1], beyond which its border is read; floating
+        coords: [B, P, D] or [1, P, D], any range; the usual one is [-1, 1]. `triton` takes D of 2 or 3.
+        freq: F, radians per unit of coordinate, floating, and all others of its dtype [C, D].
+        phase: φ, radians [C].
+        table: E [H, W, C].
+        table_coords: where the table is read, x, y in [-1, 1], beyond which its border is read
             [B, P, 2]. They are `coords` unless given.
         align_corners: -1 and 1 are the centres of the table's outermost cells, else their outer edges.
         dtype: of the result, that of `coords` unless given. The argument of the sine is never rounded to it.
@@ -139,25 +140,28 @@ def fourier_encode(
 
     Raises:
         ValueError: a shape, device or backend does not fit.
-        TypeError: a tensor is not floating.
+        TypeError: a tensor is not floating, or its dtype does not fit the others or the backend.
     """
     named = {"coords": coords, "freq": freq, "phase": phase, "table": table, "table_coords": table_coords}
     for name, tensor in named.items():
         if tensor is not None:
             _check_floating(name, tensor)
             _check_device(name, tensor, freq)
+            _check_dtype(name, tensor, freq)
     if freq.dim() != 2 or phase.shape != freq.shape[:1]:
         raise ValueError(f"phase: got shape {list(phase.shape)} for freq {list(freq.shape)}, must be [C] and [C, D]")
     if coords.dim() != 3 or coords.shape[2] != freq.shape[1]:
         raise ValueError(f"coords: got shape {list(coords.shape)}, must be [B, P, {freq.shape[1]}]")
+    if table is None and table_coords is not None:
+        raise ValueError("table_coords: given without a table")
     at = coords if table_coords is None else table_coords
     if table is not None:
-        if table.dim() != 3 or table.shape[2] != freq.shape[0]:
+        if table.dim() != 3 or table.shape[2] != freq.shape[0] or 0 in table.shape:
             raise ValueError(f"table: got shape {list(table.shape)}, must be [H, W, {freq.shape[0]}]")
         if at.shape != (*coords.shape[:2], 2):
             name = "coords" if table_coords is None else "table_coords"
             raise ValueError(f"{name}: got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]} to read the table")
-    chosen = resolve_backend(backend, freq)
+    chosen = resolve_backend(backend, freq.device, freq.dtype)
     # Under autocast F c would be rounded to 8 bits before the sine, and every pixel's position with it.
     with without_autocast(coords):
         if chosen == "triton":
@@ -174,49 +178,47 @@ def fourier_encode(
         return encoded if dtype is None else encoded.to(dtype)
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype to which autocast brings products of tensors on x's device; None outside of it."""
-    kind = x.device.type
-    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if enabled else None
-
-
-def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    """A context in which nothing on x's device is rounded to autocast's dtype."""
-    kind = x.device.type
-    available = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if available else contextlib.nullcontext()
-
-
-def resolve_backend(backend: str, tensor: Tensor) -> str:
-    """The backend that `backend` stands for on the tensor's device and dtype.
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that `backend` stands for, for tensors of a device and a dtype.
 
     Raises:
         ValueError: an unknown backend, or one that does not serve that device.
         TypeError: a backend that does not take that dtype.
         ImportError: `triton` was asked for and is not installed.
+        NotImplementedError: `triton` was asked for inside a function transform.
     """
     check_choice("backend", backend, BACKENDS)
-    on_cpu = tensor.device.type == "cpu"
     if backend == "auto":
-        kernels = tensor.device.type == "cuda" and _have_triton and tensor.dtype in TRITON_DTYPES
-        chosen = "triton" if kernels else "cpu" if on_cpu else "reference"
+        kernels = device.type == "cuda" and _have_triton and dtype in TRITON_DTYPES and not _being_transformed()
+        chosen = "triton" if kernels else "cpu" if device.type == "cpu" else "reference"
         if not torch.compiler.is_compiling():
-            _tell_once(tensor.device.type, chosen)
+            _tell_once(device.type, chosen)
         return chosen
-    if backend == "cpu" and not on_cpu:
-        raise ValueError(f"backend: got 'cpu' for tensors on {tensor.device}, may be 'auto' or 'reference' there")
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend: got 'cpu' for tensors on {device}, may be 'auto' or 'reference' there")
     if backend == "triton":
         if not _have_triton:
             raise ImportError("backend: got 'triton', which is not installed; may be 'auto', 'cpu' or 'reference'")
-        if not can_run_on(tensor.device):
+        if not can_run_on(device):
             raise ValueError(
-                f"backend: got 'triton' for tensors on {tensor.device}, which takes a GPU, or TRITON_INTERPRET=1 set "
+                f"backend: got 'triton' for tensors on {device}, which takes a GPU, or TRITON_INTERPRET=1 set "
                 "before Python starts; may be 'auto', 'cpu' or 'reference'"
             )
-        if tensor.dtype not in TRITON_DTYPES:
-            raise TypeError(f"dtype: got {tensor.dtype}, backend 'triton' takes bfloat16, float16 or float32")
+        if dtype not in TRITON_DTYPES:
+            raise TypeError(f"dtype: got {dtype}, backend 'triton' takes bfloat16, float16 or float32")
+        if _being_transformed():
+            raise NotImplementedError(
+                "backend: got 'triton' inside torch.func's transforms or forward-mode differentiation, which its "
+                "operators do not take; may be 'auto' or 'reference'"
+            )
     return backend
+
+
+def _being_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: operators would refuse, or drop the tangent."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _tell_once(device: str, chosen: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import functional
 from . import reference as ref
+from .autocast import autocast_dtype, without_autocast
 
 
 class EqualLinear(nn.Module):
@@ -29,7 +30,7 @@ class EqualLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
         # Styles scale whole channels: their rounding under autocast would be seen in every pixel, and they are cheap.
-        with functional.without_autocast(x):
+        with without_autocast(x):
             return ref.linear_ref(x.to(self.weight.dtype), self.weight, self.bias, self.lr_multiplier)
 
 
@@ -102,8 +103,9 @@ class ModFC(nn.Module):
         if noise is None:
             y = functional.mod_fc(pixels, self.weight, s, self.bias, activation=self.activation, **options)
         else:
-            y = functional.mod_fc(pixels, self.weight, s, activation="linear", **options) + noise
-            y = ref.activate_ref(y if self.bias is None else y + self.bias, self.activation)
+            y = functional.mod_fc(pixels, self.weight, s, activation="linear", **options)
+            y = y + noise.to(y.dtype)
+            y = ref.activate_ref(y if self.bias is None else y + self.bias.to(y.dtype), self.activation)
         return y if x.dim() == 3 else y.view(y.shape[0], *x.shape[1:-1], y.shape[-1])
 
     def extra_repr(self) -> str:
@@ -178,7 +180,7 @@ class FourierEncoding(nn.Module):
             self.phase,
             self.embedding,
             align_corners=self.align_corners,
-            dtype=functional.autocast_dtype(coords),
+            dtype=autocast_dtype(coords),
             backend=self.backend,
         )
 

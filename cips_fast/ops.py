@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from . import reference as ref
+from .autocast import without_autocast
 
 
 def _gain(lrelu: bool) -> float:
@@ -27,9 +28,14 @@ def _through_reference(formula: Callable[..., Tensor], inputs: list[Tensor | Non
     # Views, so that one tensor given twice counts as two inputs.
     inputs = [None if t is None else t.view_as(t) for t in inputs]
     wanted = [t for t in inputs if t is not None and t.requires_grad]
-    with torch.enable_grad():
+    with torch.enable_grad(), without_autocast(upstream):
         gradients = iter(torch.autograd.grad(formula(*inputs), wanted, upstream, create_graph=True, allow_unused=True))
     return [next(gradients) if t is not None and t.requires_grad else None for t in inputs]
+
+
+def _rows(t: Tensor) -> Tensor:
+    """The tensor with its last dimension dense, copied only if it is not."""
+    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 # Modulated weights
@@ -59,15 +65,19 @@ def modulate_bwd(dw: Tensor, weight: Tensor, style: Tensor, d: Tensor, demodulat
 
 @modulate_bwd.register_fake
 def _(dw: Tensor, weight: Tensor, style: Tensor, d: Tensor, demodulate: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(weight), torch.empty_like(style)
+    return weight.new_empty(weight.shape), style.new_empty(style.shape)
 
 
 def _save_modulate(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     weight, style, ctx.demodulate = inputs
     ctx.save_for_backward(weight, style, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate_modulate(ctx: Any, dw: Tensor, _: Tensor) -> tuple:
+def _differentiate_modulate(ctx: Any, dw: Tensor | None, _: None) -> tuple:
+    if dw is None:
+        return None, None, None
     weight, style, d = ctx.saved_tensors
     if torch.is_grad_enabled():
         formula = lambda weight, style: ref.modulate_ref(weight, style, ctx.demodulate)  # noqa: E731
@@ -150,9 +160,13 @@ def _(
 def _save_mod_fc(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, style, bias, ctx.demodulate, ctx.lrelu = inputs
     ctx.save_for_backward(x, weight, style, bias, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate_mod_fc(ctx: Any, dy: Tensor, *_: Tensor) -> tuple:
+def _differentiate_mod_fc(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
+    if dy is None:
+        return (None,) * 6
     x, weight, style, bias, y, w, d = ctx.saved_tensors
     if torch.is_grad_enabled():
         activation = "lrelu" if ctx.lrelu else "linear"
@@ -169,11 +183,11 @@ def _differentiate_mod_fc(ctx: Any, dy: Tensor, *_: Tensor) -> tuple:
     if ctx.lrelu:
         dz, sums = mod_fc_act_bwd(dy, y)
     else:
-        dz, sums = dy, dy.sum((0, 1), dtype=torch.float32) if needs_bias else None
+        dz, sums = _rows(dy), dy.sum((0, 1), dtype=torch.float32) if needs_bias else None
     if needs_bias:
         dbias = (_gain(ctx.lrelu) * sums).to(bias.dtype)
     if needs_x:
-        dx = mod_fc_dgrad(dz, w, x.shape[0] < w.shape[0])
+        dx = mod_fc_dgrad(dz, w, x.shape[0] != w.shape[0])
     if needs_weight or needs_style:
         dweight, dstyle = mod_fc_wgrad(dz, x, weight, style, d, ctx.demodulate, ctx.lrelu)
     return dx, dweight, dstyle, dbias, None, None
@@ -265,10 +279,6 @@ def embedding_bwd_at(dread: Tensor, at: Tensor, table: Tensor, align_corners: bo
 @embedding_bwd_at.register_fake
 def _(dread: Tensor, at: Tensor, table: Tensor, align_corners: bool) -> Tensor:
     return at.new_empty(at.shape)
-
-
-def _rows(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def _save_fourier(ctx: Any, inputs: tuple, output: Tensor) -> None:

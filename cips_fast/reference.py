@@ -48,7 +48,9 @@ def bilinear_cells_ref(coords: Tensor, height: int, width: int, align_corners: b
     """The four cells around every coordinate and their weights: coords [..., P, 2] -> int64, float [..., P, 4]."""
     sizes = torch.tensor([width, height], dtype=coords.dtype, device=coords.device)
     position = (coords + 1) / 2 * (sizes - 1) if align_corners else ((coords + 1) * sizes - 1) / 2
-    position = torch.minimum(position.clamp(min=0), sizes - 1)  # [..., P, 2]
+    # On the border and beyond it the derivative is zero, as for `torch.nn.functional.grid_sample`.
+    inside = (position > 0) & (position < sizes - 1)
+    position = torch.where(inside, position, torch.minimum(position.detach().clamp(min=0), sizes - 1))  # [..., P, 2]
     low = position.detach().floor()
     x1, y1 = (position - low).unbind(-1)  # the share of the upper neighbour
     left, top = low.long().unbind(-1)

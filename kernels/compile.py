@@ -33,11 +33,17 @@ class Recipe:
     signature: dict[str, str]
     constants: dict[str, Any]
     aligned: tuple[str, ...]  # arguments known to be multiples of 16
+    small: tuple[str, ...]  # tensors of less than 2 GiB, which AMD's buffer instructions reach
 
-    @property
-    def attributes(self) -> dict[tuple[int], list[list[object]]]:
+    def attributes(self, backend: str) -> dict[tuple[int], list[list[object]]]:
+        """By the place of an argument, what Triton's `cuda` or `hip` backend is told about it."""
         names = list(self.signature)
-        return {(names.index(name),): [["tt.divisibility", 16]] for name in self.aligned}
+        known: dict[tuple[int], list[list[object]]] = {}
+        for name in self.aligned:
+            known.setdefault((names.index(name),), []).append(["tt.divisibility", 16])
+        for name in self.small if backend == "hip" else ():
+            known.setdefault((names.index(name),), []).append(["tt.pointer_range", 32])
+        return known
 
     def run_time(self, arguments: Mapping[str, Argument]) -> list[Argument]:
         """The arguments that the compiled kernel still takes, in order."""
@@ -56,7 +62,7 @@ class Resources:
 
 def recipe(call: Call) -> Recipe:
     """Types and constants of a launch, specialised as Triton's runtime does: on 1 and on multiples of 16."""
-    signature, constants, aligned = {}, dict(call.constants), []
+    signature, constants, aligned, small = {}, dict(call.constants), [], []
     for parameter in call.kernel.params:
         name, specialised = parameter.name, not parameter.do_not_specialize
         if name in call.constants:
@@ -70,13 +76,15 @@ def recipe(call: Call) -> Recipe:
             # A tensor without memory, on the meta device, counts as aligned like every fresh one.
             if value.storage_offset() * value.element_size() % 16 == 0:
                 aligned.append(name)
+            if value.untyped_storage().nbytes() < 2**31:
+                small.append(name)
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if specialised and value % 16 == 0:
                 aligned.append(name)
         else:
             signature[name] = "fp32"
-    return Recipe(signature, constants, tuple(aligned))
+    return Recipe(signature, constants, tuple(aligned), tuple(small))
 
 
 def target(architecture: str) -> GPUTarget:
@@ -103,8 +111,9 @@ def compile_call(call: Call, architecture: str) -> CompiledKernel:
     if not isinstance(call.kernel, triton.JITFunction):
         raise RuntimeError("TRITON_INTERPRET=1 is set: kernels compile only in a process without it")
     made = recipe(call)
-    source = ASTSource(call.kernel, made.signature, made.constants, made.attributes)
-    return triton.compile(source, target=target(architecture), options=call.options)
+    chip = target(architecture)
+    source = ASTSource(call.kernel, made.signature, made.constants, made.attributes(chip.backend))
+    return triton.compile(source, target=chip, options=call.options)
 
 
 def resources(kernel: CompiledKernel) -> Resources:

@@ -86,7 +86,7 @@ def is_gpu(device: torch.device) -> bool:
 
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on tensors of any device."""
-    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def architecture(device: torch.device) -> str:

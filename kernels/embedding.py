@@ -27,7 +27,8 @@ def cell_position(x, size, ALIGN_CORNERS: tl.constexpr):
     clamped = tl.minimum(tl.maximum(position, 0.0), (size - 1).to(tl.float32))
     low = tl.floor(clamped)
     lower = low.to(tl.int32)
-    slope = tl.where(clamped == position, 0.5 * ((size - 1) if ALIGN_CORNERS else size), 0.0)
+    # On the border and beyond it the derivative is zero, as for `torch.nn.functional.grid_sample`.
+    slope = tl.where((position > 0) & (position < size - 1), 0.5 * ((size - 1) if ALIGN_CORNERS else size), 0.0)
     return lower, tl.minimum(lower + 1, size - 1), clamped - low, slope
 
 

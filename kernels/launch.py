@@ -107,8 +107,13 @@ def gemm_tiles(op: str, shape: tuple[int, int, int], dtype: torch.dtype, archite
 
 
 def gemm_candidates(op: str, shape: tuple[int, int, int], dtype: torch.dtype, architecture: str) -> list[Tiles]:
-    """At most eight tiles to try on an architecture, the table's first; those that cannot fit it are left out."""
+    """At most eight tiles to try on an architecture, the table's first; those that cannot fit it are left out.
+
+    Full float32 products run on ordinary arithmetic units, for which the alternatives are far too large.
+    """
     table = gemm_tiles(op, shape, dtype, architecture)
+    if dtype.itemsize == 4 and precision(dtype, architecture) == "ieee":
+        return [table]
     others = (narrowed(tiles, shape) for tiles in ALTERNATIVES)
     fitting = [tiles for tiles in others if fits(tiles, dtype.itemsize, architecture)]
     return list(dict.fromkeys([table, *fitting]))[:8]
@@ -133,7 +138,7 @@ def fits(tiles: Tiles, itemsize: int, architecture: str) -> bool:
 
 def pixel_splits(programs: int, pixels: int, depth: int, architecture: str) -> int:
     """Into how many ranges a sum over pixels is split: to one program a processor, and none that has nearly nothing."""
-    wanted = CHIPS[_family(architecture)].processors // programs
+    wanted = CHIPS[_family(architecture)].processors // max(1, programs)
     return max(1, min(wanted, pixels // (8 * depth)))
 
 

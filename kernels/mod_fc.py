@@ -169,9 +169,9 @@ def mod_fc_dgrad_kernel(
 
     # The epilogue takes the tile in halves: with a whole one its operands would spill.
     HALF: tl.constexpr = BLOCK_I // 2
-    halves = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
+    left, right = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
     for half in tl.static_range(2):
-        part = halves[half]
+        part = left if half == 0 else right
         cols = tile_i * BLOCK_I + half * HALF + tl.arange(0, HALF)
         mask_cols = cols < I
         if rgb_w_ptr is not None:
@@ -370,7 +370,8 @@ def mod_fc_dgrad(
         run(mod_fc_dgrad_kernel, grid, arguments, constants | blocks, tiles)
         return dx, None if sums is None else sums.sum((0, 1))
 
-    return attempt(product_tiles("dgrad", (P, I, O), outer, dz, attempt))
+    variant = "+sum" * shared + "+act" * (below is not None) + "+rgb" * (rgb_w is not None)
+    return attempt(product_tiles("dgrad", (P, I, O), B, dz, attempt, variant))
 
 
 def mod_fc_wgrad(dz: Tensor, x: Tensor) -> Tensor:

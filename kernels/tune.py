@@ -4,8 +4,10 @@ CIPS_FAST_AUTOTUNE=0 turns it off; so does `torch.use_deterministic_algorithms`,
 Importing this module needs neither Triton nor a GPU.
 """
 
+import contextlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .device import architecture, is_gpu
-from .launch import Tiles, gemm_candidates, gemm_tiles
+from .launch import Tiles, gemm_candidates, precision
 
 
 def cache_folder() -> Path:
@@ -27,7 +29,12 @@ def cache_folder() -> Path:
 
 
 def product_tiles(
-    op: str, shape: tuple[int, int, int], batch: int, sample: Tensor, attempt: Callable[[Tiles], object]
+    op: str,
+    shape: tuple[int, int, int],
+    batch: int,
+    sample: Tensor,
+    attempt: Callable[[Tiles], object],
+    variant: str = "",
 ) -> Tiles:
     """The tiles for a product: measured where the sample lies on a GPU and tuning is on, the table's elsewhere.
 
@@ -37,18 +44,26 @@ def product_tiles(
         batch: how many products.
         sample: an operand; its dtype and device count.
         attempt: computes the product with given tiles.
+        variant: what else makes products of one shape differ in time.
     """
     arch = architecture(sample.device)
-    if not _enabled(sample):
-        return gemm_tiles(op, shape, sample.dtype, arch)
+    candidates = gemm_candidates(op, shape, sample.dtype, arch)
+    if len(candidates) == 1 or 0 in (batch, *shape) or not _enabled(sample):
+        return candidates[0]
     # Sizes are rounded up, so that a render's last, smaller chunk is not measured anew.
     rounded = "x".join(str(1 << (n - 1).bit_length()) for n in (batch, *shape))
-    key = f"{op} {rounded} {str(sample.dtype).removeprefix('torch.')}"
-    known = _known(torch.cuda.get_device_name(sample.device))
+    key = f"{op}{variant} {rounded} {str(sample.dtype).removeprefix('torch.')} {precision(sample.dtype, arch)}"
+    gpu = torch.cuda.get_device_name(sample.device)
+    known = _known(gpu)
     if key not in known:
-        candidates = gemm_candidates(op, shape, sample.dtype, arch)
-        known[key] = fastest(candidates, attempt, f"cips_fast: tiles for {key}")
-        _remember(torch.cuda.get_device_name(sample.device), known)
+        with torch.cuda.device(sample.device):
+            # What a captured graph runs is not run while it is captured.
+            if torch.cuda.is_current_stream_capturing():
+                return candidates[0]
+            tiles = fastest(candidates, attempt, f"cips_fast: tiles for {key}")
+        if tiles is None:
+            return candidates[0]
+        _remember(gpu, key, tiles)
     return known[key]
 
 
@@ -57,17 +72,17 @@ def fastest(
     attempt: Callable[[Tiles], object],
     title: str,
     measure: Callable[[Callable[[], object]], float] | None = None,
-) -> Tiles:
-    """The candidate whose attempt takes the least time; one that the chip refuses is passed over."""
-    from triton.runtime.errors import OutOfResources
+) -> Tiles | None:
+    """The candidate whose attempt takes the least time; None if chip, memory or compiler refuse them all."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime import errors
 
+    refusals = (errors.OutOfResources, errors.PTXASError, CompilationError, torch.OutOfMemoryError)
     times: dict[Tiles, float] = {}
     for tiles in tqdm(candidates, desc=title, unit="try", leave=False):
-        try:
+        with contextlib.suppress(*refusals):
             times[tiles] = (measure or _milliseconds)(lambda tiles=tiles: attempt(tiles))
-        except OutOfResources:
-            continue
-    return min(times, key=times.__getitem__) if times else candidates[0]
+    return min(times, key=times.__getitem__) if times else None
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
@@ -81,7 +96,6 @@ def _enabled(sample: Tensor) -> bool:
         is_gpu(sample.device)
         and os.environ.get("CIPS_FAST_AUTOTUNE", "1") != "0"
         and not torch.are_deterministic_algorithms_enabled()
-        and not torch.cuda.is_current_stream_capturing()
     )
 
 
@@ -93,19 +107,27 @@ def _file(gpu: str) -> Path:
 
 @lru_cache
 def _known(gpu: str) -> dict[str, Tiles]:
-    """What was measured before; a file that cannot be read counts as none."""
+    """What this process and those before it measured; it reads the disk once."""
+    return _read(gpu)
+
+
+def _read(gpu: str) -> dict[str, Tiles]:
+    """What lies on disk; a file that cannot be read counts as none."""
     try:
         return {key: Tiles(**tiles) for key, tiles in json.loads(_file(gpu).read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _remember(gpu: str, known: dict[str, Tiles]) -> None:
+def _remember(gpu: str, key: str, tiles: Tiles) -> None:
+    _known(gpu)[key] = tiles
     path = _file(gpu)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({key: asdict(tiles) for key, tiles in known.items()}, indent=1))
+        # Other processes measure other products at the same time.
+        everything = _read(gpu) | _known(gpu)
+        temporary.write_text(json.dumps({key: asdict(tiles) for key, tiles in everything.items()}, indent=1))
         temporary.replace(path)  # never half a file, whoever else writes
     except OSError as error:
         warnings.warn(f"tiles are not kept for the next run: {error}", stacklevel=2)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import multiprocessing
+import os
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from cips_fast.kernels.device import standing_in
 from .interpreter import Interpreter
 from .places import Place
 
+# Versions of PyTorch that ask for it do so when it is too late to be given.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
 # Files that import kernels; tests elsewhere that only run them skip themselves.
 NEED_TRITON = ("executed", "fourier", "large", "mod_fc", "modulate", "targets", "tune")

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import torch
 
-from cips_fast.kernels.compile import recipe
+from cips_fast.kernels.compile import recipe, target
 from cips_fast.kernels.device import Call, standing_in
 
 PIXELS = 256 * 256
@@ -75,5 +75,11 @@ def production_calls(architecture: str) -> list[Call]:
         for dtype in (torch.float16, torch.float32):
             run_layer(4, 512, 512, dtype, neighbours=False)
         run_encoding(torch.bfloat16)
-    different = {(c.kernel.fn.__name__, repr(recipe(c)), c.warps, c.stages): c for c in recorder.calls}
-    return list(different.values())
+    return list({_code(call, architecture): call for call in recorder.calls}.values())
+
+
+def _code(call: Call, architecture: str) -> tuple:
+    """What launches of the same compiled code have in common."""
+    made = recipe(call)
+    attributes = made.attributes(target(architecture).backend)
+    return call.kernel.fn.__name__, repr((made.signature, made.constants, attributes)), call.warps, call.stages

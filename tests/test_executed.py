@@ -95,8 +95,8 @@ def test_colours(gpu, dtype):
 def test_float32_layer_as_pytorch_is_set(architecture, setting, float32_setting):
     float32_setting(setting)
     inputs, upstream = layer_inputs((1, 40, 24, 40), torch.float32)
-    layer = lambda *t: functional.mod_fc(*t, backend="triton")  # noqa: E731
-    reference = lambda *t: functional.mod_fc(*t, backend="reference")  # noqa: E731
+    layer = lambda *t: functional.mod_fc(*t, backend="triton")
+    reference = lambda *t: functional.mod_fc(*t, backend="reference")
     with standing_in(EmulatedGPU(architecture)) as gpu:
         got = value_and_gradients(layer, inputs, upstream)
     assert any("tf32" in name for name in gpu.counts) == (setting == "tf32")

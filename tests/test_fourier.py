@@ -1,6 +1,7 @@
 """The encoding's kernels against the float64 formulas: large arguments, all gradients, equal bits."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .places import PLACES
+from .test_functional import read_table
 
 FP32 = [PLACES[0], PLACES[2]]  # coordinates are float32 whatever the result is
 
@@ -110,7 +112,7 @@ def test_result_may_be_half(place):
     def call(backend):
         return lambda *tensors: functional.fourier_encode(*tensors, dtype=place.dtype, backend=backend)
 
-    in_float64 = lambda *tensors: functional.fourier_encode(*tensors, backend="reference")  # noqa: E731
+    in_float64 = lambda *tensors: functional.fourier_encode(*tensors, backend="reference")
     wanted = value_and_gradients(in_float64, [t.double() for t in inputs], upstream)
     plain = value_and_gradients(call("reference"), inputs, upstream)
     got = value_and_gradients(call("triton"), inputs, upstream)
@@ -143,7 +145,7 @@ def test_table_gradient_has_equal_bits_in_two_runs(place, where):
         "one place": torch.full((1, 144, 2), 0.3, device=place.device),
     }.get(where, encoding_inputs(place, batch=1, points=144)[0])
     inputs = [coords, freq, phase, table]
-    encode = lambda *t: functional.fourier_encode(*t, backend="triton")  # noqa: E731
+    encode = lambda *t: functional.fourier_encode(*t, backend="triton")
     first, second = (value_and_gradients(encode, inputs, upstream) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
@@ -151,17 +153,41 @@ def test_table_gradient_has_equal_bits_in_two_runs(place, where):
 
 
 @pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_coordinates_on_the_border_have_the_gradient_of_grid_sample(place, align_corners):
+    """All pixels of a native grid's rim lie there."""
+    coords = grids.plane(6, 6, (-1.5, -1.5, 1.5, 1.5)).view(1, 36, 2).clone()
+    coords[0, :25] = grids.plane(5, 5).view(25, 2)
+    coords = coords.to(place.device)
+    rng = torch.Generator().manual_seed(5)
+    table, upstream = draw(rng, 5, 5, 3).to(place.device).float(), draw(rng, 1, 36, 3).to(place.device).float()
+
+    def by_grid_sample(coords):
+        cells = table.movedim(-1, 0)[None]
+        options = {"padding_mode": "border", "align_corners": align_corners}
+        return torch.nn.functional.grid_sample(cells, coords[:, None], **options)[:, :, 0].mT
+
+    wanted = value_and_gradients(by_grid_sample, [coords], upstream)
+    for backend in ("triton", "reference"):
+        read = partial(read_table, table=table, align_corners=align_corners, backend=backend)
+        for ours, theirs in zip(value_and_gradients(read, [coords], upstream), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", FP32, indirect=True)
 def test_second_derivatives_are_those_of_the_formula(place):
     *inputs, upstream = encoding_inputs(place, batch=1, points=6, channels=3)
 
-    def second(tensors, backend):
+    def second(tensors, backend, autocast=False):
         tensors = [t.detach().requires_grad_() for t in tensors]
-        encoded = functional.fourier_encode(*tensors, backend=backend)
-        gradients = torch.autograd.grad(encoded, tensors, upstream.to(encoded.dtype), create_graph=True)
+        with torch.autocast(place.device, dtype=torch.bfloat16, enabled=autocast):
+            encoded = functional.fourier_encode(*tensors, backend=backend)
+            gradients = torch.autograd.grad(encoded, tensors, upstream.to(encoded.dtype), create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors)
 
     wanted, plain = second([t.double() for t in inputs], "reference"), second(inputs, "reference")
     assert_as_accurate(second(inputs, "triton"), plain, wanted, torch.float32)
+    assert_as_accurate(second(inputs, "triton", autocast=True), plain, wanted, torch.float32)
 
 
 def test_operators_are_registered_as_pytorch_asks(interpreter):
@@ -190,5 +216,6 @@ def test_autocast_rounds_the_result_and_never_the_phase(place):
 
 @pytest.mark.parametrize("place", FP32, indirect=True)
 def test_unserved_dimensions_are_named(place):
+    inputs = [torch.zeros(*shape, device=place.device) for shape in ((1, 5, 1), (3, 1), (3,))]
     with pytest.raises(ValueError, match="freq: got 1 coordinate dimensions, backend 'triton' takes 2 or 3"):
-        functional.fourier_encode(torch.zeros(1, 5, 1), torch.zeros(3, 1), torch.zeros(3), backend="triton")
+        functional.fourier_encode(*inputs, backend="triton")

@@ -208,6 +208,9 @@ X, W, S = torch.zeros(2, 5, 4), torch.zeros(3, 4), torch.zeros(2, 4)
         (lambda: functional.mod_fc(X.half(), W, S), TypeError, "x: got dtype torch.float16, must be torch.float32"),
         (lambda: functional.mod_fc(X, W, S.half()), TypeError, "style: got dtype torch.float16, must be torch.float32"),
         (lambda: functional.fourier_encode(X, W, W[:, 0], X), ValueError, r"table: got shape .*, must be \[H, W, 3\]"),
+        (lambda: functional.fourier_encode(X, W, W[:, 0], torch.zeros(0, 2, 3)), ValueError, "table: got shape"),
+        (lambda: functional.fourier_encode(X.half(), W, W[:, 0]), TypeError, "coords: got dtype torch.float16, must"),
+        (lambda: functional.fourier_encode(X, W, W[:, 0], table_coords=X), ValueError, "given without a table"),
         (lambda: functional.fourier_encode(X, W, W[:, 0], X[..., :3]), ValueError, "coords: got shape .* to read the"),
     ],
 )

@@ -4,6 +4,8 @@ A window is placed where the kernel would find it if the whole tensor stood befo
 32 bits points elsewhere, and the emulator raises.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,28 @@ def test_gradients_at_a_far_pixel(rng):
     assert relative_error(dx[:, -tile:], wanted[:, -tile:]) < 1e-3
 
 
+def test_weight_gradient_of_a_far_split(rng):
+    """The second of two splits has one pixel, which starts at element 2³³ for the stride between pixels."""
+    from cips_fast.kernels.mod_fc import mod_fc_wgrad
+
+    half, stride = torch.float16, 2**20
+    pixels = 2**13 + 1
+    far = torch.empty_strided((1, pixels, C), (pixels * stride, stride, 1), dtype=half, device="meta")
+    (call,) = record(lambda: mod_fc_wgrad(far, far))
+    call = replace(call, grid=(call.grid[0], 2), arguments=call.arguments | {"pixels": pixels - 1})
+    start = (pixels - 1) * stride
+    dz, x = normal(rng, 1, C), normal(rng, 1, C)
+    windows = {
+        "dz_ptr": (start, dz),
+        "x_ptr": (start, x),
+        "dw_ptr": (C * C, poisoned(C, C, dtype=np.float32)),
+    }
+    dw = execute_last_block(call, windows, (call.grid[0] - 1, 1, 0))["dw_ptr"]
+    rows, cols = call.constants["BLOCK_O"], call.constants["BLOCK_I"]
+    wanted = torch.from_numpy(dz).double().mT @ torch.from_numpy(x).double()
+    assert relative_error(dw[-rows:, -cols:], wanted[-rows:, -cols:]) < 1e-3
+
+
 def test_weight_gradient_of_a_far_sample(rng):
     from cips_fast.kernels.mod_fc import mod_fc_wgrad
 
@@ -146,3 +170,60 @@ def test_encoding_of_a_far_point(rng):
     wanted = ref.fourier_encode_ref(*(torch.from_numpy(a).double() for a in (coords, freq, phase)))
     tile = call.constants["BLOCK_C"]
     assert relative_error(waves[:, -tile:], wanted[:, -tile:]) < 1e-3
+
+
+def test_gradients_of_a_far_point(rng):
+    from cips_fast.kernels.embedding import embedding_bwd_at
+    from cips_fast.kernels.fourier import fourier_bwd_coords
+
+    half, N = torch.float16, FAR + REST
+    dout, freq, phase = normal(rng, REST, C), *(rng.standard_normal(s).astype(np.float32) for s in ((C, 2), (C,)))
+    coords = rng.uniform(-0.9, 0.9, (REST, 2)).astype(np.float32)
+    table = rng.standard_normal((4, 4, C)).astype(np.float32)
+    (waves,) = record(lambda: fourier_bwd_coords(meta(N, C, dtype=half), meta(N, 2), meta(C, 2), meta(C)))
+    (read,) = record(lambda: embedding_bwd_at(meta(N, C, dtype=half), meta(N, 2), meta(4, 4, C), align_corners=True))
+    found = {
+        "dout_ptr": (FAR * C, dout),
+        "coords_ptr": (FAR * 2, coords),
+        "freq_ptr": (0, freq),
+        "phase_ptr": (0, phase),
+    }
+    result = {"dcoords_ptr": (FAR * 2, poisoned(REST, 2, dtype=np.float32))}
+    dx = execute_last_block(waves, found | result, (waves.grid[0] - 1, 0, 0))["dcoords_ptr"][:, 0]
+    found = {"dout_ptr": (FAR * C, dout), "at_ptr": (FAR * 2, coords), "table_ptr": (0, table)}
+    result = {"dat_ptr": (FAR * 2, poisoned(REST, 2, dtype=np.float32))}
+    dat = execute_last_block(read, found | result, (read.grid[0] - 1, 0, 0))["dat_ptr"]
+
+    at = torch.from_numpy(coords).double().requires_grad_()
+    upstream = torch.from_numpy(dout).double()
+    encoded = ref.fourier_encode_ref(at, torch.from_numpy(freq).double(), torch.from_numpy(phase).double())
+    assert relative_error(dx, torch.autograd.grad(encoded, at, upstream)[0][:, 0]) < 1e-4
+    value = ref.embed_coords_ref(at, torch.from_numpy(table).double())
+    assert relative_error(dat, torch.autograd.grad(value, at, upstream)[0]) < 1e-4
+
+
+def test_table_gradient_of_a_far_cell(rng):
+    """2048² cells of 512 channels and more: the last cell starts at element 2³¹ or beyond."""
+    from cips_fast.kernels.embedding import embedding_bwd_table
+
+    N, side = 8, 2049
+    calls = record(
+        lambda: embedding_bwd_table(
+            meta(N, C, dtype=torch.float16), meta(N, 2), torch.Size((side, side, C)), align_corners=True
+        )
+    )
+    call, last = calls[-1], side * side - 1
+    assert last * C >= 2**31
+    dout, weights = normal(rng, N, C), rng.uniform(size=4 * N).astype(np.float32)
+    order = np.arange(4 * N)
+    windows = {
+        "dout_ptr": (0, dout),
+        "order_ptr": (0, order),
+        "weights_ptr": (0, weights),
+        "starts_ptr": (last, np.array([4 * N - 6, 4 * N])),  # the last six pairs are this cell's
+        "dtable_ptr": (last * C, poisoned(C, dtype=np.float32)),
+    }
+    tile = call.constants["BLOCK_C"]
+    dtable = execute_last_block(call, windows, (last, 0, call.grid[2] - 1))["dtable_ptr"]
+    wanted = sum(float(weights[pair]) * torch.from_numpy(dout[pair // 4]).double() for pair in order[-6:])
+    assert relative_error(dtable[-tile:], wanted[-tile:]) < 1e-5

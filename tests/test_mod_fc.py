@@ -111,13 +111,48 @@ def test_no_pixels_give_no_features_and_no_gradient(place):
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_no_samples_give_no_features_and_no_gradient(place, shared):
+    *inputs, upstream = layer_inputs((0, 7, 5, 4), place, shared=shared)
+    y, *gradients = value_and_gradients(lambda *t: functional.mod_fc(*t, backend="triton"), inputs, upstream)
+    assert y.shape == (0, 7, 4)
+    for gradient, tensor in zip(gradients, inputs, strict=True):
+        assert gradient.shape == tensor.shape
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_upstream_gradients_without_memory_of_their_own(place):
+    *inputs, _ = layer_inputs((2, 9, 6, 4), place)
+    for activation in ("lrelu", "linear"):
+        layer = lambda *t: functional.mod_fc(*t, activation=activation, backend="triton")  # noqa: B023
+        wanted = value_and_gradients(layer, inputs, torch.ones(2, 9, 4))
+        got = value_and_gradients(layer, inputs, torch.ones(()).expand(2, 9, 4))
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_function_transforms_are_refused_not_wrong(place):
+    x, weight, style, bias, _ = layer_inputs((2, 9, 6, 4), place)
+    layer = lambda x: functional.mod_fc(x, weight, style, bias, backend="triton").sum()
+    with pytest.raises(NotImplementedError, match=r"backend: got 'triton' inside torch\.func's transforms"):
+        torch.func.grad(layer)(x)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(layer, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            layer(dual)
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
 def test_strided_inputs_give_the_same_bits(place):
     *inputs, upstream = layer_inputs((2, 37, 20, 12), place)
     strided = [t.mT.contiguous().mT if t.dim() > 1 else t.repeat_interleave(2)[::2] for t in inputs]
     pixels_first = inputs[0].transpose(0, 1).contiguous().transpose(0, 1)  # dense rows, other strides
     assert not strided[0].is_contiguous()
     assert not pixels_first.is_contiguous()
-    layer = lambda *t: functional.mod_fc(*t, backend="triton")  # noqa: E731
+    layer = lambda *t: functional.mod_fc(*t, backend="triton")
     wanted = value_and_gradients(layer, inputs, upstream)
     others = [
         value_and_gradients(layer, strided, upstream.mT.contiguous().mT),
@@ -131,7 +166,7 @@ def test_strided_inputs_give_the_same_bits(place):
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_two_runs_give_equal_bits(place):
     *inputs, upstream = layer_inputs((2, 150, 40, 70), place)
-    layer = lambda *t: functional.mod_fc(*t, backend="triton")  # noqa: E731
+    layer = lambda *t: functional.mod_fc(*t, backend="triton")
     first, second = (value_and_gradients(layer, inputs, upstream) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
@@ -178,15 +213,17 @@ def test_dgrad_does_the_work_of_the_layer_below(place, tapped):
 def test_second_derivatives_are_those_of_the_formula(place):
     *inputs, upstream = layer_inputs((2, 9, 6, 4), place)
 
-    def second(tensors, backend):
+    def second(tensors, backend, autocast=False):
         tensors = [t.detach().requires_grad_() for t in tensors]
         y = functional.mod_fc(*tensors, backend=backend)
-        gradients = torch.autograd.grad(y, tensors, upstream.to(y.dtype), create_graph=True)
+        with torch.autocast(place.device, dtype=torch.bfloat16, enabled=autocast):  # of the backward pass alone
+            gradients = torch.autograd.grad(y, tensors, upstream.to(y.dtype), create_graph=True)
         total = sum((g * torch.linspace(-1, 2, g.numel()).view_as(g)).sum() for g in gradients)
         return torch.autograd.grad(total, tensors[:3])  # the bias enters no product twice
 
     wanted, plain = second([t.double() for t in inputs], "reference"), second(inputs, "reference")
     assert_as_accurate(second(inputs, "triton"), plain, wanted, place.dtype)
+    assert_as_accurate(second(inputs, "triton", autocast=True), plain, wanted, place.dtype)
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
@@ -202,7 +239,7 @@ def test_only_wanted_gradients_are_computed(place, monkeypatch):
     assert called == ["mod_fc_dgrad"]
 
 
-@pytest.mark.parametrize("place", PLACES[:2], indirect=True)
+@pytest.mark.parametrize("place", [PLACES[0], PLACES[2]], indirect=True)
 def test_autocast_is_respected_as_by_linear(place):
     x, weight, style, bias, upstream = (t.float() for t in layer_inputs((2, 40, 64, 32), place))
     weight.requires_grad_()
@@ -223,6 +260,8 @@ def test_operator_is_registered_as_pytorch_asks(interpreter, shared):
     with standing_in(interpreter):
         opcheck(ops.mod_fc, (*arguments, True, True))
         opcheck(ops.mod_fc, (*arguments[:3], None, False, False))
+        transposed = [t.detach().mT.contiguous().mT.requires_grad_() for t in arguments[:3]]
+        opcheck(ops.mod_fc, (*transposed, None, True, True))
         y, w, d = ops.mod_fc(*(t.detach() for t in arguments), True, True)
         opcheck(ops.mod_fc_act_bwd, (upstream, y))
         opcheck(ops.mod_fc_dgrad, (upstream, w, shared))

@@ -50,6 +50,21 @@ def test_weights_of_drawn_shapes(place, shape, demodulate):
     check_modulation(place, shape, demodulate)
 
 
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_a_style_of_zeros_gives_zeros(place):
+    """The 1e-8 under the root is all that stands against a division by zero."""
+    weight, style, upstream = modulation_inputs((2, 3, 33), place)
+    style[1] = 0
+
+    def call(backend):
+        return lambda weight, style: functional.modulate(weight, style, backend=backend)
+
+    got = value_and_gradients(call("triton"), [weight, style], upstream)
+    wanted = value_and_gradients(call("reference"), [weight.double(), style.double()], upstream)
+    assert (got[0][1] == 0).all()
+    assert_as_accurate(got, value_and_gradients(call("reference"), [weight, style], upstream), wanted, place.dtype)
+
+
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_gain_and_compute_dtype_are_folded_in(place):
     from cips_fast.kernels.modulate import modulate_fwd
@@ -100,5 +115,10 @@ def test_operators_are_registered_as_pytorch_asks(interpreter):
     weight, style, upstream = modulation_inputs((2, 4, 6), PLACES[0].values[0])
     with standing_in(interpreter):
         opcheck(ops.modulate, (weight.requires_grad_(), style.requires_grad_(), True))
+        transposed = [t.detach().mT.contiguous().mT for t in (weight, style)]
+        opcheck(
+            ops.modulate, (*(t.clone(memory_format=torch.preserve_format).requires_grad_() for t in transposed), True)
+        )
         _, d = ops.modulate(weight.detach(), style.detach(), True)
         opcheck(ops.modulate_bwd, (upstream, weight.detach(), style.detach(), d, True))
+        opcheck(ops.modulate_bwd, (upstream, *transposed, d, True))

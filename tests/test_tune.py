@@ -1,5 +1,6 @@
 """Measured tiles: tried once, kept on disk, never where they may not be. Times are given, no GPU is measured."""
 
+import contextlib
 import json
 
 import pytest
@@ -26,20 +27,21 @@ def gpu(monkeypatch):
     monkeypatch.setattr(tune, "_milliseconds", milliseconds)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU 80/GB")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     tune._known.cache_clear()
     yield tried
     tune._known.cache_clear()
 
 
-def choose(shape=SHAPE, batch=1):
-    return tune.product_tiles("fwd", shape, batch, torch.empty(1, dtype=torch.float16), lambda tiles: tiles)
+def choose(shape=SHAPE, batch=1, dtype=torch.float16, variant=""):
+    return tune.product_tiles("fwd", shape, batch, torch.empty(1, dtype=dtype), lambda tiles: tiles, variant)
 
 
 def test_the_fastest_is_chosen_once_and_kept(gpu, cache, capsys):
     chosen = choose()
     assert chosen == min(gpu, key=lambda tiles: tiles.depth + tiles.warps)
     assert gpu == gemm_candidates("fwd", SHAPE, torch.float16, "sm_80")
-    assert "tiles for fwd 1x65536x512x512 float16" in capsys.readouterr().err
+    assert "tiles for fwd 1x65536x512x512 float16 ieee" in capsys.readouterr().err
 
     gpu.clear()
     assert choose() == chosen
@@ -48,7 +50,7 @@ def test_the_fastest_is_chosen_once_and_kept(gpu, cache, capsys):
     assert choose() == chosen
     assert gpu == []
     (file,) = (cache / "tiles").iterdir()
-    assert list(json.loads(file.read_text())) == ["fwd 1x65536x512x512 float16"]
+    assert list(json.loads(file.read_text())) == ["fwd 1x65536x512x512 float16 ieee"]
     assert choose(batch=2) == chosen
     assert gpu != []
 
@@ -63,9 +65,46 @@ def test_a_variable_and_determinism_turn_it_off(gpu, monkeypatch):
         assert choose() == table
     finally:
         torch.use_deterministic_algorithms(False)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert choose() == table
     assert gpu == []
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(gpu, monkeypatch):
+    table = gemm_tiles("fwd", SHAPE, torch.float16, "sm_80")
+    with monkeypatch.context() as capturing:
+        capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert choose() == table
+    assert gpu == []
+    measured = choose()
+    assert measured != table
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert choose() == measured  # what the warm-up ran
+
+
+def test_products_that_differ_in_time_are_measured_apart(gpu, cache):
+    choose()
+    for change in ({"variant": "+act"}, {"batch": 2}, {"dtype": torch.bfloat16}):
+        gpu.clear()
+        choose(**change)
+        assert gpu != [], change
+    gpu.clear()
+    choose((0, 512, 512))
+    choose(dtype=torch.float32)  # in full, which has one choice only
+    assert gpu == []
+    torch.set_float32_matmul_precision("high")
+    try:
+        choose(dtype=torch.float32)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert gpu != []
+
+
+def test_what_other_processes_measured_meanwhile_is_kept(gpu, cache):
+    choose()
+    (file,) = (cache / "tiles").iterdir()
+    theirs = json.loads(file.read_text()) | {"theirs": json.loads(file.read_text()).popitem()[1]}
+    file.write_text(json.dumps(theirs))
+    choose(batch=2)
+    assert len(json.loads(file.read_text())) == 3
 
 
 def test_what_the_chip_refuses_is_passed_over():
@@ -80,7 +119,7 @@ def test_what_the_chip_refuses_is_passed_over():
         return 1.0
 
     assert tune.fastest([refused, taken], attempt, "", measure) == taken
-    assert tune.fastest([refused], attempt, "", measure) == refused  # the launch itself will say why
+    assert tune.fastest([refused], attempt, "", measure) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": {"rows": 1}}'])

@@ -161,7 +161,7 @@ def resolve(given: dict[str, Any]) -> Options:
     }
     values |= given | {"device": device, "preset": preset, "res": res, "crop": crop}
     try:
-        resolve_backend(values["backend"], torch.empty(0, device=device))
+        resolve_backend(values["backend"], torch.device(device), torch.float32)
     except (ValueError, ImportError) as error:
         raise OptionError(f"--backend: {str(error).removeprefix('backend: ')}") from None
     values["precision"] = _precision(given.get("precision", "auto"), device)

@@ -70,6 +70,8 @@ class Program:
             raise BadArguments(f"mode is {mode!r}, not one of {known}")
         if threads % WARP or threads != (self.kernel.required_threads or threads):
             raise BadArguments(f"{threads} threads for a kernel that wants {self.kernel.required_threads}")
+        if max(grid[1:]) > 65535:
+            raise BadArguments(f"grid {tuple(grid)}: its second and third axes end at 65535")
         random = None if order is None else np.random.default_rng(order)
         blocks = list(only or ((x, y, z) for z, y, x in product(*(range(n) for n in reversed(grid)))))
         if random is not None:

@@ -1,0 +1,20 @@
+"""Autocast, for operations that decide for themselves what is rounded."""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype to which autocast brings products with x; None outside of it and for float64."""
+    kind = x.device.type
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled and x.dtype != torch.float64 else None
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """A context in which nothing on x's device is rounded to autocast's dtype."""
+    kind = x.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else contextlib.nullcontext()
