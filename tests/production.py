@@ -1,5 +1,7 @@
 """Every launch that a generator at 256² makes, recorded on tensors without memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -27,6 +29,17 @@ class Recorder:
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+@contextmanager
+def float32_products(setting: str) -> Iterator[None]:
+    """PyTorch's own setting for products of float32 matrices, until the context ends."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def run_layer(batch: int, inputs: int, outputs: int, dtype: torch.dtype, *, neighbours: bool = True) -> None:
@@ -72,8 +85,10 @@ def production_calls(architecture: str) -> list[Call]:
         for batch in BATCHES:
             for inputs, outputs in (*LAYERS, RGB):
                 run_layer(batch, inputs, outputs, torch.bfloat16)
-        for dtype in (torch.float16, torch.float32):
-            run_layer(4, 512, 512, dtype, neighbours=False)
+        run_layer(4, 512, 512, torch.float16, neighbours=False)
+        for setting in ("high", "highest"):  # tf32, and all of float32
+            with float32_products(setting):
+                run_layer(4, 512, 512, torch.float32, neighbours=False)
         run_encoding(torch.bfloat16)
     return list({_code(call, architecture): call for call in recorder.calls}.values())
 

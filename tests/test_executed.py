@@ -12,6 +12,7 @@ from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .emulator import EmulatedGPU
+from .production import float32_products
 from .test_mod_fc import off_the_kink
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -38,17 +39,6 @@ def mode(request):
 def gpu(request, mode):
     with standing_in(EmulatedGPU(request.param, mode)) as gpu:
         yield gpu
-
-
-@pytest.fixture
-def float32_setting():
-    """Sets how PyTorch multiplies float32 on GPUs, until the test ends."""
-
-    def choose(setting):
-        torch.set_float32_matmul_precision({"ieee": "highest", "tf32": "high"}[setting])
-
-    yield choose
-    choose("ieee")
 
 
 def layer_inputs(shape, dtype, *, shared=False):
@@ -91,17 +81,16 @@ def test_colours(gpu, dtype):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("setting", ["ieee", "tf32"])
-def test_float32_layer_as_pytorch_is_set(architecture, setting, float32_setting):
-    float32_setting(setting)
+@pytest.mark.parametrize("setting", ["highest", "high"])
+def test_float32_layer_as_pytorch_is_set(architecture, setting):
     inputs, upstream = layer_inputs((1, 40, 24, 40), torch.float32)
     layer = lambda *t: functional.mod_fc(*t, backend="triton")
     reference = lambda *t: functional.mod_fc(*t, backend="reference")
-    with standing_in(EmulatedGPU(architecture)) as gpu:
+    with standing_in(EmulatedGPU(architecture)) as gpu, float32_products(setting):
         got = value_and_gradients(layer, inputs, upstream)
-    assert any("tf32" in name for name in gpu.counts) == (setting == "tf32")
+    assert any("tf32" in name for name in gpu.counts) == (setting == "high")
     wanted = value_and_gradients(reference, [t.double() for t in inputs], upstream)
-    if setting == "ieee":
+    if setting == "highest":
         assert_as_accurate(got, value_and_gradients(reference, inputs, upstream), wanted, torch.float32)
     else:  # factors of 11 bits, as float16 has; sums in float32
         halves = value_and_gradients(reference, [t.half() for t in inputs], upstream)

@@ -85,12 +85,13 @@ def test_sums_over_pixels_are_split_to_fill_the_chip(programs, pixels, splits):
     assert launch.pixel_splits(programs, pixels, 64, "sm_80") == splits
 
 
-def test_float32_products_follow_pytorch(monkeypatch):
+@pytest.mark.parametrize(("setting", "wanted"), [("high", "tf32"), ("highest", "ieee")])
+def test_float32_products_follow_pytorch(setting, wanted):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
     try:
-        for setting, wanted in (("high", "tf32"), ("highest", "ieee")):
-            torch.set_float32_matmul_precision(setting)
-            assert launch.precision(torch.float32, "sm_90") == wanted
-            assert launch.precision(torch.float32, "gfx942") == "ieee"
-            assert launch.precision(torch.float16, "sm_90") == "ieee"
+        assert launch.precision(torch.float32, "sm_90") == wanted
+        assert launch.precision(torch.float32, "gfx942") == "ieee"
+        assert launch.precision(torch.float16, "sm_90") == "ieee"
     finally:
-        torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision(before)

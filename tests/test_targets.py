@@ -67,13 +67,18 @@ def test_nothing_spills_and_everything_fits(compiled, target):
 def test_products_run_on_tensor_cores(compiled, target):
     names = set()
     for name, constants, is_half, used in compiled[target]:
-        if is_half and "PRECISION" in constants:
+        if constants.get("PRECISION") == "tf32":
+            wanted = MULTIPLY[target].replace("HMMA.16816", "HMMA.1688")
+            assert any(code.startswith(wanted) for code in used.instructions), f"{name} {constants} on {target}"
+            names.add("tf32")
+        elif is_half and "PRECISION" in constants:
             # Hopper's and Blackwell's own instructions start at 64 rows: three colours take the older one.
             few_rows = name == "mod_fc_wgrad_kernel" and constants["BLOCK_O"] < 64 and target in ("sm_90", "sm_100")
             wanted = "HMMA.16816" if few_rows else MULTIPLY[target]
             assert any(code.startswith(wanted) for code in used.instructions), f"{name} {constants} on {target}"
             names.add(name)
-    assert names == {"mod_fc_fwd_kernel", "mod_fc_dgrad_kernel", "mod_fc_wgrad_kernel"}
+    products = {"mod_fc_fwd_kernel", "mod_fc_dgrad_kernel", "mod_fc_wgrad_kernel"}
+    assert names == products | ({"tf32"} if target.startswith("sm_") else set())
 
 
 @pytest.mark.parametrize("target", COPY)

@@ -10,6 +10,8 @@ from triton.runtime.errors import OutOfResources
 from cips_fast.kernels import tune
 from cips_fast.kernels.launch import Tiles, gemm_candidates, gemm_tiles
 
+from .production import float32_products
+
 SHAPE = (60000, 512, 512)
 
 
@@ -90,11 +92,8 @@ def test_products_that_differ_in_time_are_measured_apart(gpu, cache):
     choose((0, 512, 512))
     choose(dtype=torch.float32)  # in full, which has one choice only
     assert gpu == []
-    torch.set_float32_matmul_precision("high")
-    try:
+    with float32_products("high"):
         choose(dtype=torch.float32)
-    finally:
-        torch.set_float32_matmul_precision("highest")
     assert gpu != []
 
 
