@@ -50,7 +50,10 @@ class Interpreter:
         kernel = (call.kernel.fn.__module__, call.kernel.fn.__name__)
         pickle.dump((kernel, call.grid, arguments, dict(call.constants), memory), self._process.stdin)
         self._process.stdin.flush()
-        memory, error = pickle.load(self._process.stdout)
+        try:
+            memory, error = pickle.load(self._process.stdout)
+        except EOFError:
+            raise RuntimeError(f"{kernel[1]} killed the interpreter, which the next launches will miss") from None
         if error:
             raise RuntimeError(f"{kernel[1]} in the interpreter:\n{error}")
         for address, storage in storages.items():
