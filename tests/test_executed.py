@@ -158,6 +158,22 @@ def test_warps_in_any_order_give_the_same_bits(architecture, seed):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("where", ["anywhere", "one place"])
+def test_encoding_gradients_have_the_same_bits_in_any_order(architecture, where):
+    rng = torch.Generator().manual_seed(4)
+    coords = torch.rand(1, 45, 2, generator=rng) * 2.4 - 1.2 if where == "anywhere" else torch.full((1, 45, 2), 0.3)
+    inputs = [coords, torch.randn(24, 2, generator=rng), torch.randn(24, generator=rng), draw(rng, 2, 2, 24).float()]
+    upstream = draw(rng, 1, 45, 48).bfloat16()
+    encode = lambda *t: functional.fourier_encode(*t, dtype=torch.bfloat16, backend="triton")
+    results = []
+    for order in (None, 0, 1):
+        with standing_in(EmulatedGPU(architecture, order=order)):
+            results.append(value_and_gradients(encode, inputs, upstream))
+    for first, *others in zip(*results, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_native_grid_gradient_is_the_upstream_gradient(architecture):
     from cips_fast.kernels.embedding import embedding_bwd_table
 

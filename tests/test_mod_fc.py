@@ -163,8 +163,9 @@ def test_strided_inputs_give_the_same_bits(place):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("place", PLACES[2:], indirect=True)
 def test_two_runs_give_equal_bits(place):
+    """On a GPU, where blocks run in no order; without one, test_executed.py shuffles warps and blocks."""
     *inputs, upstream = layer_inputs((2, 150, 40, 70), place)
     layer = lambda *t: functional.mod_fc(*t, backend="triton")
     first, second = (value_and_gradients(layer, inputs, upstream) for _ in range(2))
