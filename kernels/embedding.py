@@ -33,6 +33,16 @@ def cell_position(x, size, ALIGN_CORNERS: tl.constexpr):
 
 
 @triton.jit
+def cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS: tl.constexpr):
+    """Cells left, right, above and below points [N, 2], shares of right and below, and cells a unit of x and y."""
+    x = tl.load(at_ptr + offs_n * 2, mask=mask_n, other=0.0)
+    y = tl.load(at_ptr + offs_n * 2 + 1, mask=mask_n, other=0.0)
+    left, right, share_x, slope_x = cell_position(x, tl.full([], W, tl.int32), ALIGN_CORNERS)
+    top, bottom, share_y, slope_y = cell_position(y, tl.full([], H, tl.int32), ALIGN_CORNERS)
+    return left, right, top, bottom, share_x, share_y, slope_x, slope_y
+
+
+@triton.jit
 def corners(channels, left, right, top, bottom, C, W, mask):
     """The table at the four cells around every point: pointers [1, BLOCK_C], cells [BLOCK_N] -> four [N, C] tiles."""
     top, bottom = top.to(tl.int64) * W, bottom.to(tl.int64) * W
@@ -57,10 +67,7 @@ def embedding_cells_kernel(
     """The four cells around every point, y·W + x, and their weights."""
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
-    x = tl.load(at_ptr + offs_n * 2, mask=mask_n, other=0.0)
-    y = tl.load(at_ptr + offs_n * 2 + 1, mask=mask_n, other=0.0)
-    left, right, share_x, _ = cell_position(x, tl.full([], W, tl.int32), ALIGN_CORNERS)
-    top, bottom, share_y, _ = cell_position(y, tl.full([], H, tl.int32), ALIGN_CORNERS)
+    left, right, top, bottom, share_x, share_y, _, _ = cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS)
     cells, weights = cells_ptr + offs_n * 4, weights_ptr + offs_n * 4
     tl.store(cells, top * W + left, mask=mask_n)
     tl.store(cells + 1, top * W + right, mask=mask_n)
@@ -123,10 +130,9 @@ def embedding_bwd_at_kernel(
     """Gradient of the points where the table was read."""
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
-    x = tl.load(at_ptr + offs_n * 2, mask=mask_n, other=0.0)
-    y = tl.load(at_ptr + offs_n * 2 + 1, mask=mask_n, other=0.0)
-    left, right, share_x, slope_x = cell_position(x, tl.full([], W, tl.int32), ALIGN_CORNERS)
-    top, bottom, share_y, slope_y = cell_position(y, tl.full([], H, tl.int32), ALIGN_CORNERS)
+    left, right, top, bottom, share_x, share_y, slope_x, slope_y = cells_around(
+        at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS
+    )
     across, down = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     for c in range(0, C, BLOCK_C):
         offs_c = c + tl.arange(0, BLOCK_C)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import run
-from .embedding import cell_position, corners
+from .embedding import cells_around, corners
 from .launch import fourier_tiles
 
 # π in three parts. The first two have so few bits that their products with whole numbers below 2¹² are exact.
@@ -102,10 +102,7 @@ def fourier_fwd_kernel(
     tl.store(out_ptrs, waves.to(out_ptr.dtype.element_ty), mask=mask)
 
     if table_ptr is not None:
-        x = tl.load(at_ptr + offs_n * 2, mask=mask_n, other=0.0)
-        y = tl.load(at_ptr + offs_n * 2 + 1, mask=mask_n, other=0.0)
-        left, right, share_x, _ = cell_position(x, tl.full([], W, tl.int32), ALIGN_CORNERS)
-        top, bottom, share_y, _ = cell_position(y, tl.full([], H, tl.int32), ALIGN_CORNERS)
+        left, right, top, bottom, share_x, share_y, _, _ = cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS)
         e00, e01, e10, e11 = corners(table_ptr + offs_c[None, :], left, right, top, bottom, C, W, mask)
         upper = e00 * (1 - share_x)[:, None] + e01 * share_x[:, None]
         lower = e10 * (1 - share_x)[:, None] + e11 * share_x[:, None]
