@@ -80,7 +80,10 @@ def _differentiate_modulate(ctx: Any, dw: Tensor | None, _: None) -> tuple:
         return None, None, None
     weight, style, d = ctx.saved_tensors
     if torch.is_grad_enabled():
-        formula = lambda weight, style: ref.modulate_ref(weight, style, ctx.demodulate)  # noqa: E731
+
+        def formula(weight: Tensor, style: Tensor) -> Tensor:
+            return ref.modulate_ref(weight, style, ctx.demodulate)
+
         return *_through_reference(formula, [weight, style], dw), None
     return *modulate_bwd(dw, weight, style, d, ctx.demodulate), None
 

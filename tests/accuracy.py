@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# A tenth of a rounding of the dtype, for results in which plain PyTorch happens to be exact.
+# For results in which plain PyTorch happens to be exact: a tenth of a rounding in 16 bits, a few roundings in float32.
 FLOORS = {torch.float32: 1e-6, torch.float16: 5e-5, torch.bfloat16: 4e-4}
 
 

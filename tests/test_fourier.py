@@ -137,7 +137,6 @@ def test_encodings_of_drawn_shapes(place, points, channels, cells, align_corners
 @pytest.mark.parametrize("place", FP32, indirect=True)
 @pytest.mark.parametrize("where", ["native grid", "anywhere", "one place", "few cells"])
 def test_table_gradient_has_equal_bits_in_two_runs(place, where):
-    *inputs, _ = encoding_inputs(place, points=1)
     cells = (2, 2) if where == "few cells" else (12, 12)
     _, freq, phase, table, upstream = encoding_inputs(place, batch=1, points=144, channels=8, cells=cells)
     coords = {
