@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from cips_fast import functional
 from cips_fast import reference as ref
+from cips_fast.kernels import published
 
-from . import published
 from .conftest import CONTENDERS, CPU_PRECISIONS, DEVICE, DTYPES, choose_cases
 from .problem import Problem
 

@@ -11,8 +11,8 @@ import torch
 
 from cips_fast import functional
 from cips_fast import reference as ref
+from cips_fast.kernels import published
 
-from . import published
 from .conftest import CONTENDERS, DEVICE, DTYPES, choose_cases
 from .problem import Problem
 

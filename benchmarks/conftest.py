@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from cips_fast.kernels.chips import floor_seconds, products_setting
 from cips_fast.kernels.launch import native_half
 
-from .chips import floor_seconds, products_setting
 from .problem import Problem
 
 QUICK = bool(os.environ.get("CIPS_FAST_BENCH_QUICK"))
@@ -34,6 +34,7 @@ class Seen(NamedTuple):
 
 
 SEEN = pytest.StashKey[dict[str, dict[str, Seen]]]()
+MEMORY = pytest.StashKey[list[str]]()
 
 
 def choose_cases(*, gpu: Sequence, cpu: Sequence, quick: Sequence) -> Sequence:
@@ -114,7 +115,9 @@ def convolutions_at_their_best():
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """What every contender took, beside the published formulation."""
+    """What every contender took, beside the published formulation; and memory."""
+    for line in config.stash.get(MEMORY, []):
+        terminalreporter.write_line(line)
     groups = {group: seen for group, seen in config.stash.get(SEEN, {}).items() if "published" in seen}
     if not groups:
         return

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, grids
-from .modules import FourierEncoding, Mapping, ModFC, ToRGB
+from .autocast import without_autocast
+from .kernels.network import Network
+from .modules import FourierEncoding, Mapping, ModFC, ToRGB, affine_styles
+from .synthesis import synthesis
 
 VARIANTS = ("skip", "res")
 ACTIVATIONS = ("lrelu", "sin", "sinrelu")
@@ -42,6 +45,8 @@ class CIPSGenerator(nn.Module):
         align_corners: see `FourierEncoding`.
         noise: add per-pixel noise before every activation, as published checkpoints may; the paper has none.
         backend: see `cips_fast.functional`.
+        pixel_chunk: pixels of an image whose activations training holds at a time, all unless given; see
+            `cips_fast.synthesis`. An attribute of this name may be set at any time.
 
     Raises:
         ValueError: an argument that is none of the above.
@@ -65,6 +70,7 @@ class CIPSGenerator(nn.Module):
         align_corners: bool = True,
         noise: bool = False,
         backend: str = "auto",
+        pixel_chunk: int | None = None,
     ):
         super().__init__()
         if size < 4 or size & (size - 1):
@@ -104,7 +110,10 @@ class CIPSGenerator(nn.Module):
         self.variant = variant
         self.style_features = style_features
         self.integer_coords = integer_coords
+        self.activation = activation
         self.noise = noise
+        self.backend = backend
+        self.pixel_chunk = pixel_chunk
 
         self.mapping = Mapping(style_features, mapping_layers)
         self.encoding = FourierEncoding(
@@ -198,61 +207,77 @@ class CIPSGenerator(nn.Module):
         Raises:
             ValueError: a shape that is none of these.
         """
-        styles = self._styles(w)
-        batch = styles[0].shape[0]
-        points, grid = _as_points(coords, batch)
-        rgb = self._stack(self._encode(points, grid), styles)  # [B, P, 3]
+        network = self.network(w)
+        points, grid = _as_points(coords, network.batch)
+        points = points.to(self.encoding.freq.dtype)
+        rgb = synthesis(
+            network,
+            points,
+            self._cell_centres().expand(len(points), -1, -1) if self._reads_cells(grid) else None,
+            activation=self.activation,
+            noise_strength=self.noise_strength if self.noise else None,
+            pixel_chunk=self.pixel_chunk,
+            backend=self.backend,
+        )  # [B, P, 3]
         return rgb if grid is None else rgb.transpose(1, 2).unflatten(2, grid)
 
-    def _styles(self, w: Tensor) -> Sequence[Tensor]:
+    def network(self, w: Tensor) -> Network:
+        """What lies between coordinates and colours for style latents [B, S] or [B, num_layers, S].
+
+        Raises:
+            ValueError: another shape.
+        """
         wanted = f"[B, {self.style_features}] or [B, {self.num_layers}, {self.style_features}]"
-        if w.shape[-1] != self.style_features or w.dim() not in (2, 3):
+        per_layer = w.dim() == 3 and w.shape[1] == self.num_layers
+        if w.shape[-1] != self.style_features or not (w.dim() == 2 or per_layer):
             raise ValueError(f"w: got shape {list(w.shape)}, must be {wanted}")
-        if w.dim() == 2:
-            return [w] * self.num_layers
-        if w.shape[1] != self.num_layers:
-            raise ValueError(f"w: got shape {list(w.shape)}, must be {wanted}")
-        return w.unbind(1)
+        modulated = [*self.layers, *self.to_rgb]
+        if per_layer:
+            tapped = range(2, self.num_layers, 2) if self.variant == "skip" else [self.num_layers - 1]
+            w = w[:, [*range(self.num_layers), *tapped]]
+        with without_autocast(w):
+            styles = affine_styles([layer.affine for layer in modulated], w)
+        return Network(
+            self.encoding.freq,
+            self.encoding.phase,
+            self.encoding.embedding,
+            [layer.weight for layer in self.layers],
+            [layer.bias for layer in self.layers],
+            styles[: self.num_layers],
+            [tap.weight for tap in self.to_rgb],
+            [tap.bias for tap in self.to_rgb],
+            styles[self.num_layers :],
+            [shortcut() for shortcut in self.shortcuts if isinstance(shortcut, Shortcut)],
+            self.variant == "res",
+            self.encoding.align_corners,
+        )
 
-    def _encode(self, points: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    def _reads_cells(self, grid: tuple[int, int] | None) -> bool:
+        """Whether every pixel takes one cell of the embedding as it stands.
+
+        Published checkpoints were trained so, and are sampled half a cell aside.
+        """
         native = grid == tuple(self.encoding.embedding.shape[:2])
-        # Published checkpoints were trained with the cells as they stand and are sampled half a cell aside.
-        if self.training and native and not self.encoding.align_corners:
-            return self.encoding.on_native_grid(points)
-        return self.encoding(points)
+        return self.training and native and not self.encoding.align_corners
 
-    def _stack(self, x: Tensor, styles: Sequence[Tensor]) -> Tensor:
-        """All layers: x [B|1, P, 2C], one style [B, S] a layer -> [B, P, 3]."""
-        x = self._layer(0, x, styles)
-        rgb = 0
-        for block, shortcut in enumerate(self.shortcuts):
-            last = 2 * block + 2
-            out = self._layer(last, self._layer(last - 1, x, styles), styles)
-            if self.variant == "res":
-                x = (out + shortcut(x)) / math.sqrt(2)
-            else:
-                x = out
-                tap = self.to_rgb[block](x, styles[last])
-                rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))
-        return rgb if self.variant == "skip" else self.to_rgb[0](x, styles[-1])
-
-    def _layer(self, index: int, x: Tensor, styles: Sequence[Tensor]) -> Tensor:
-        noise = None
-        if self.noise:
-            noise = torch.randn(styles[index].shape[0], x.shape[1], 1, dtype=x.dtype, device=x.device)
-            noise = noise * self.noise_strength[index]
-        return self.layers[index](x, styles[index], noise)
+    def _cell_centres(self) -> Tensor:
+        """Where reading the embedding without aligned corners gives its cells, [1, cells², 2]."""
+        table = self.encoding.embedding
+        side = (2 * torch.arange(table.shape[0], dtype=table.dtype, device=table.device) + 1) / table.shape[0] - 1
+        y, x = torch.meshgrid(side, side, indexing="ij")
+        return torch.stack([x, y], -1).flatten(0, 1)[None]
 
 
 class Shortcut(nn.Module):
-    """Equalised linear map without a bias, around a residual block that changes the width: [B, P, I] -> [B, P, O]."""
+    """Equalised linear map without a bias, around a residual block that changes the width."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight / math.sqrt(self.weight.shape[1]))
+    def forward(self) -> Tensor:
+        """The map's matrix [O, I]."""
+        return self.weight / math.sqrt(self.weight.shape[1])
 
 
 def _block_widths(width: int | str | Sequence[int], variant: str, blocks: int) -> list[int]:

@@ -4,6 +4,9 @@ Equalised learning rate (Karras et al., arXiv 1710.10196): parameters are drawn 
 one Adam step changes every layer by the same relative amount.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +35,27 @@ class EqualLinear(nn.Module):
         # Styles scale whole channels: their rounding under autocast would be seen in every pixel, and they are cheap.
         with without_autocast(x):
             return ref.linear_ref(x.to(self.weight.dtype), self.weight, self.bias, self.lr_multiplier)
+
+
+def affine_styles(affines: Sequence[EqualLinear], w: Tensor) -> list[Tensor]:
+    """Styles A_l w + b_l of many layers in one product.
+
+    Args:
+        affines: layers S -> I, of learning-rate multiplier 1.
+        w: style latents [B, S] of all of them, or one for each [B, len(affines), S].
+
+    Returns:
+        [B, I] for each; rows may be strided.
+    """
+    weights, biases = [affine.weight for affine in affines], [affine.bias for affine in affines]
+    w = w.to(weights[0].dtype) / math.sqrt(w.shape[-1])
+    sizes = [weight.shape[0] for weight in weights]
+    if w.dim() == 2:
+        return list(nn.functional.linear(w, torch.cat(weights), torch.cat(biases)).split(sizes, 1))
+    # Other latents for other layers: as many products, of the widest layer's size.
+    padded = nn.utils.rnn.pad_sequence(weights, batch_first=True)  # [L, max I, S]
+    styles = torch.baddbmm(nn.utils.rnn.pad_sequence(biases, batch_first=True)[:, None], w.transpose(0, 1), padded.mT)
+    return [style[:, :size] for style, size in zip(styles, sizes, strict=True)]
 
 
 class Mapping(nn.Module):
@@ -93,19 +117,20 @@ class ModFC(nn.Module):
         self.activation = activation
         self.backend = backend
 
-    def forward(self, x: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
-        """x [B|1, ..., I], style [B, S] -> [B, ..., O]; noise, broadcastable to [B, P, O], is added before β."""
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """x [B|1, ..., I], style [B, S] -> [B, ..., O]."""
         if x.dim() < 2:
             raise ValueError(f"x: got shape {list(x.shape)}, must be [B, ..., {self.weight.shape[1]}]")
         pixels = x.reshape(x.shape[0], -1, x.shape[-1]) if x.dim() != 3 else x  # [B|1, P, I]
-        s = self.affine(style)  # [B, I]
-        options = {"demodulate": self.demodulate, "backend": self.backend}
-        if noise is None:
-            y = functional.mod_fc(pixels, self.weight, s, self.bias, activation=self.activation, **options)
-        else:
-            y = functional.mod_fc(pixels, self.weight, s, activation="linear", **options)
-            y = y + noise.to(y.dtype)
-            y = ref.activate_ref(y if self.bias is None else y + self.bias.to(y.dtype), self.activation)
+        y = functional.mod_fc(
+            pixels,
+            self.weight,
+            self.affine(style),
+            self.bias,
+            demodulate=self.demodulate,
+            activation=self.activation,
+            backend=self.backend,
+        )
         return y if x.dim() == 3 else y.view(y.shape[0], *x.shape[1:-1], y.shape[-1])
 
     def extra_repr(self) -> str:
@@ -183,8 +208,3 @@ class FourierEncoding(nn.Module):
             dtype=autocast_dtype(coords),
             backend=self.backend,
         )
-
-    def on_native_grid(self, coords: Tensor) -> Tensor:
-        """As `forward`, with the embedding taken as it stands, one cell a pixel: coords [B|1, cells², 2]."""
-        waves = functional.fourier_encode(coords.to(self.freq.dtype), self.freq, self.phase, backend=self.backend)
-        return torch.cat([waves, self.embedding.flatten(0, 1).expand(waves.shape[0], -1, -1)], -1)

@@ -17,13 +17,14 @@ from torch.library import custom_op
 
 from . import reference as ref
 from .autocast import without_autocast
+from .kernels.device import dense_rows
 
 
 def _gain(lrelu: bool) -> float:
     return math.sqrt(2) if lrelu else 1.0
 
 
-def _through_reference(formula: Callable[..., Tensor], inputs: list[Tensor | None], upstream: Tensor) -> list:
+def through_reference(formula: Callable[..., Tensor], inputs: list[Tensor | None], upstream: Tensor) -> list:
     """Gradients of a formula as differentiable expressions; None where an input has none."""
     # Views, so that one tensor given twice counts as two inputs.
     inputs = [None if t is None else t.view_as(t) for t in inputs]
@@ -31,11 +32,6 @@ def _through_reference(formula: Callable[..., Tensor], inputs: list[Tensor | Non
     with torch.enable_grad(), without_autocast(upstream):
         gradients = iter(torch.autograd.grad(formula(*inputs), wanted, upstream, create_graph=True, allow_unused=True))
     return [next(gradients) if t is not None and t.requires_grad else None for t in inputs]
-
-
-def _rows(t: Tensor) -> Tensor:
-    """The tensor with its last dimension dense, copied only if it is not."""
-    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 # Modulated weights
@@ -84,7 +80,7 @@ def _differentiate_modulate(ctx: Any, dw: Tensor | None, _: None) -> tuple:
         def formula(weight: Tensor, style: Tensor) -> Tensor:
             return ref.modulate_ref(weight, style, ctx.demodulate)
 
-        return *_through_reference(formula, [weight, style], dw), None
+        return *through_reference(formula, [weight, style], dw), None
     return *modulate_bwd(dw, weight, style, d, ctx.demodulate), None
 
 
@@ -118,7 +114,7 @@ def _(
 @custom_op("cips_fast::mod_fc_act_bwd", mutates_args=())
 def mod_fc_act_bwd(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient before the lrelu, [B, P, O], and its sum over samples and pixels, float32 [O]."""
-    from .kernels import mod_fc as kernels
+    from .kernels import mod_fc_bwd as kernels
 
     return kernels.mod_fc_act_bwd(dy, y)
 
@@ -131,7 +127,7 @@ def _(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 @custom_op("cips_fast::mod_fc_dgrad", mutates_args=())
 def mod_fc_dgrad(dz: Tensor, w: Tensor, shared: bool) -> Tensor:
     """Gradient of x, [B, P, I], or [1, P, I] where the batch shared it."""
-    from .kernels import mod_fc as kernels
+    from .kernels import mod_fc_bwd as kernels
 
     return kernels.mod_fc_dgrad(dz, w, shared=shared)[0]
 
@@ -146,7 +142,7 @@ def mod_fc_wgrad(
     dz: Tensor, x: Tensor, weight: Tensor, style: Tensor, d: Tensor, demodulate: bool, lrelu: bool
 ) -> tuple[Tensor, Tensor]:
     """dW [O, I] and ds [B, I]."""
-    from .kernels import mod_fc as kernels
+    from .kernels import mod_fc_bwd as kernels
     from .kernels.modulate import modulate_bwd
 
     dw = kernels.mod_fc_wgrad(dz, x)
@@ -179,14 +175,14 @@ def _differentiate_mod_fc(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
             z = x @ w.mT
             return ref.activate_ref(z if bias is None else z + bias.to(z.dtype), activation)
 
-        return *_through_reference(formula, [x, weight, style, bias], dy), None, None
+        return *through_reference(formula, [x, weight, style, bias], dy), None, None
 
     needs_x, needs_weight, needs_style, needs_bias = ctx.needs_input_grad[:4]
     dx = dweight = dstyle = dbias = None
     if ctx.lrelu:
         dz, sums = mod_fc_act_bwd(dy, y)
     else:
-        dz, sums = _rows(dy), dy.sum((0, 1), dtype=torch.float32) if needs_bias else None
+        dz, sums = dense_rows(dy), dy.sum((0, 1), dtype=torch.float32) if needs_bias else None
     if needs_bias:
         dbias = (_gain(ctx.lrelu) * sums).to(bias.dtype)
     if needs_x:
@@ -237,7 +233,7 @@ def fourier_bwd_freq(dwaves: Tensor, coords: Tensor, freq: Tensor, phase: Tensor
     """dF [C, D] and dφ [C], float32."""
     from .kernels import fourier as kernels
 
-    return kernels.fourier_bwd_freq(_rows(dwaves), coords.contiguous(), freq.contiguous(), phase.contiguous())
+    return kernels.fourier_bwd_freq(dense_rows(dwaves), coords.contiguous(), freq.contiguous(), phase.contiguous())
 
 
 @fourier_bwd_freq.register_fake
@@ -250,7 +246,7 @@ def fourier_bwd_coords(dwaves: Tensor, coords: Tensor, freq: Tensor, phase: Tens
     """Gradient of the coordinates through the waves, float32 [N, D]."""
     from .kernels import fourier as kernels
 
-    return kernels.fourier_bwd_coords(_rows(dwaves), coords.contiguous(), freq.contiguous(), phase.contiguous())
+    return kernels.fourier_bwd_coords(dense_rows(dwaves), coords.contiguous(), freq.contiguous(), phase.contiguous())
 
 
 @fourier_bwd_coords.register_fake
@@ -263,7 +259,7 @@ def embedding_bwd_table(dread: Tensor, at: Tensor, table: Tensor, align_corners:
     """Gradient of the table, float32 [H, W, C]."""
     from .kernels import embedding as kernels
 
-    return kernels.embedding_bwd_table(_rows(dread), at.contiguous(), table.shape, align_corners=align_corners)
+    return kernels.embedding_bwd_table(dense_rows(dread), at.contiguous(), table.shape, align_corners=align_corners)
 
 
 @embedding_bwd_table.register_fake
@@ -276,7 +272,7 @@ def embedding_bwd_at(dread: Tensor, at: Tensor, table: Tensor, align_corners: bo
     """Gradient of the points where the table was read, float32 [N, 2]."""
     from .kernels import embedding as kernels
 
-    return kernels.embedding_bwd_at(_rows(dread), at.contiguous(), table.contiguous(), align_corners=align_corners)
+    return kernels.embedding_bwd_at(dense_rows(dread), at.contiguous(), table.contiguous(), align_corners=align_corners)
 
 
 @embedding_bwd_at.register_fake
@@ -299,7 +295,7 @@ def _differentiate_fourier(ctx: Any, dout: Tensor) -> tuple:
                 return waves.to(ctx.dtype)
             return torch.cat([waves, ref.embed_coords_ref(at, table.float(), ctx.align_corners)], -1).to(ctx.dtype)
 
-        return *_through_reference(formula, [coords, freq, phase, at, table], dout), None, None
+        return *through_reference(formula, [coords, freq, phase, at, table], dout), None, None
 
     needs_coords, needs_freq, needs_phase, needs_at, needs_table = ctx.needs_input_grad[:5]
     dwaves, dread = dout[:, : freq.shape[0]], dout[:, freq.shape[0] :]

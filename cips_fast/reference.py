@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels.network import Network
+
 EPS = 1e-8
 LRELU_SLOPE = 0.2
 ACTIVATIONS = ("lrelu", "linear", "sin", "sinrelu")
@@ -99,3 +101,36 @@ def mod_fc_ref(
     if bias is not None:
         y = y + bias.to(y.dtype)
     return activate_ref(y, activation)
+
+
+def synthesis_ref(
+    network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A whole network, layer after layer.
+
+    Args:
+        network: its parameters.
+        coords: [B|1, P, D].
+        at: where the table is read [B|1, P, 2]; the coordinates themselves unless given.
+        dtype: of everything after the encoding; that of the coordinates unless given.
+
+    Returns:
+        Colours [B, P, 3], of at least float32.
+    """
+    x = fourier_encode_ref(coords, network.freq, network.phase)
+    x = torch.cat([x, embed_coords_ref(coords if at is None else at, network.table, network.align_corners)], -1)
+    x = x if dtype is None else x.to(dtype)
+    taps = iter(zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True))
+    shortcuts = iter(network.shortcuts)
+    rgb, before = 0, x
+    for place, (weight, style, bias) in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
+        before = x if place % 2 else before
+        x = mod_fc_ref(x, weight.to(x.dtype), style.to(x.dtype), bias)
+        if network.residual and place and place % 2 == 0:
+            same = before.shape[-1] == x.shape[-1]
+            x = (x + (before if same else before @ next(shortcuts).to(x.dtype).mT)) / math.sqrt(2)
+        if place in network.tapped:
+            weight, style, bias = next(taps)
+            tap = mod_fc_ref(x, weight.to(x.dtype), style.to(x.dtype), bias, False, "linear")
+            rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))
+    return rgb

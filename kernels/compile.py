@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from .device import Argument, Call
+from .disassembly import multiplying_loop, opcodes
 
 POINTERS = {
     torch.bfloat16: "*bf16",
@@ -57,7 +58,9 @@ class Resources:
     registers: int  # a thread
     stack: int  # bytes a thread, spills included
     shared: int  # bytes a program
+    tensor_memory: int  # columns a program, sm_100
     instructions: Counter  # by opcode with its modifiers
+    loop: Counter  # those of the innermost loop that multiplies matrices
 
 
 def recipe(call: Call) -> Recipe:
@@ -120,17 +123,19 @@ def resources(kernel: CompiledKernel) -> Resources:
     """Registers, stack, shared memory and instructions of a compiled kernel."""
     if "cubin" in kernel.asm:
         return _cuda_resources(kernel)
-    text = kernel.asm["amdgcn"]
+    code = kernel.asm["amdgcn"]
 
     def entry(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s*(\d+)", text).group(1))
+        return int(re.search(rf"\.{name}:\s*(\d+)", code).group(1))
 
     spilled = entry("vgpr_spill_count") + entry("sgpr_spill_count")
     return Resources(
         registers=entry("vgpr_count"),
         stack=max(entry("private_segment_fixed_size"), spilled),
         shared=kernel.metadata.shared,
-        instructions=Counter(re.findall(r"^\s+([a-z]\w+)", text, re.M)),
+        tensor_memory=getattr(kernel.metadata, "tmem_size", 0),
+        instructions=opcodes(code),
+        loop=multiplying_loop(code),
     )
 
 
@@ -146,7 +151,9 @@ def _cuda_resources(kernel: CompiledKernel) -> Resources:
         registers=int(registers),
         stack=int(stack) + int(local),
         shared=kernel.metadata.shared,
-        instructions=Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.M)),
+        tensor_memory=getattr(kernel.metadata, "tmem_size", 0),
+        instructions=opcodes(code),
+        loop=multiplying_loop(code),
     )
 
 

@@ -102,3 +102,8 @@ def _gpu_architecture(index: int) -> str:
     if torch.version.hip:
         return properties.gcnArchName.split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+def dense_rows(t: Tensor) -> Tensor:
+    """The tensor with its last dimension dense, copied only if it is not."""
+    return t if t.stride(-1) == 1 else t.contiguous()

@@ -88,6 +88,7 @@ def embedding_bwd_table_kernel(
     dtable_ptr,  # float32 [slices, H·W, C]
     C,
     dout_stride,
+    ADD: tl.constexpr,  # to what dtable holds
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -96,6 +97,8 @@ def embedding_bwd_table_kernel(
     offs_c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
     first, last = tl.load(starts_ptr + cell), tl.load(starts_ptr + cell + 1)
+    if ADD and first == last:
+        return
     length = (last - first + parts - 1) // parts
     begin = first + part * length
     end = tl.minimum(begin + length, last)
@@ -109,7 +112,10 @@ def embedding_bwd_table_kernel(
         dout = tl.load(dout_ptr + (pair // 4)[:, None] * dout_stride + offs_c[None, :], mask=mask, other=0.0)
         acc += weight[:, None] * dout.to(tl.float32)
     row = part.to(tl.int64) * tl.num_programs(0) + cell
-    tl.store(dtable_ptr + row * C + offs_c, tl.sum(acc, 0), mask=mask_c)
+    total = tl.sum(acc, 0)
+    if ADD:
+        total += tl.load(dtable_ptr + row * C + offs_c, mask=mask_c, other=0.0)
+    tl.store(dtable_ptr + row * C + offs_c, total, mask=mask_c)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -147,7 +153,9 @@ def embedding_bwd_at_kernel(
     tl.store(dat_ptr + offs_n * 2 + 1, down * slope_y, mask=mask_n)
 
 
-def embedding_bwd_table(dout: Tensor, at: Tensor, table_shape: torch.Size, *, align_corners: bool) -> Tensor:
+def embedding_bwd_table(
+    dout: Tensor, at: Tensor, table_shape: torch.Size, *, align_corners: bool, into: Tensor | None = None
+) -> Tensor:
     """Gradient of the table.
 
     Args:
@@ -155,6 +163,7 @@ def embedding_bwd_table(dout: Tensor, at: Tensor, table_shape: torch.Size, *, al
         at: x, y in [-1, 1], float32 [N, 2].
         table_shape: (H, W, C).
         align_corners: as in the forward pass.
+        into: what this returned for other points, to which these are added.
 
     Returns:
         float32 [H, W, C].
@@ -173,7 +182,8 @@ def embedding_bwd_table(dout: Tensor, at: Tensor, table_shape: torch.Size, *, al
     # Few cells and many points: more than one program a cell.
     slices = max(1, min(64, triton.cdiv(4 * N, 64 * H * W)))
     tiles = embedding_tiles(C)
-    dtable = torch.empty(slices, H * W, C, dtype=torch.float32, device=at.device)
+    add = into is not None and slices == 1
+    dtable = into if add else torch.empty(slices, H * W, C, dtype=torch.float32, device=at.device)
     arguments = {
         "dout_ptr": dout,
         "order_ptr": order,
@@ -184,8 +194,11 @@ def embedding_bwd_table(dout: Tensor, at: Tensor, table_shape: torch.Size, *, al
         "dout_stride": dout.stride(0),
     }
     grid = (H * W, slices, triton.cdiv(C, tiles.cols))
-    run(embedding_bwd_table_kernel, grid, arguments, {"BLOCK_N": tiles.rows, "BLOCK_C": tiles.cols}, tiles)
-    return dtable.sum(0).view(H, W, C)
+    run(embedding_bwd_table_kernel, grid, arguments, {"ADD": add, "BLOCK_N": tiles.rows, "BLOCK_C": tiles.cols}, tiles)
+    if add:
+        return into
+    total = dtable.sum(0).view(H, W, C) if slices > 1 else dtable.view(H, W, C)
+    return total if into is None else into.add_(total)
 
 
 def embedding_bwd_at(dout: Tensor, at: Tensor, table: Tensor, *, align_corners: bool) -> Tensor:

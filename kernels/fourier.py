@@ -25,22 +25,22 @@ HALF_PI = tl.constexpr(1.5707963267948966)
 
 
 @triton.jit
-def _upper_half(x):
+def upper_half(x):
     """The 12 leading bits of a float32's 24."""
     return (x.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _half_turns(x):
+def half_turns(x):
     """The whole number of times that π goes into x, and the rest, in [-π/2, π/2]."""
     n = tl.floor(x * INVERSE_PI + 0.5)
     return n, ((x - n * PI_1) - n * PI_2) - n * PI_3
 
 
 @triton.jit
-def _sine(n, rest):
+def sine(n, rest):
     """sin(nπ + rest) for whole n and any small rest."""
-    more, r = _half_turns(rest)
+    more, r = half_turns(rest)
     n += more
     # Taylor's series to r¹¹ is off by 6e-8 at most on [-π/2, π/2].
     r2 = r * r
@@ -55,19 +55,38 @@ def _sine(n, rest):
 
 
 @triton.jit
-def _phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D: tl.constexpr):
+def phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D: tl.constexpr):
     """F c as n half turns and a rest: float32 [N], [C] offsets -> two [N, C]."""
     turns = tl.zeros([offs_n.shape[0], offs_c.shape[0]], tl.float32)
     rest = tl.zeros([offs_n.shape[0], offs_c.shape[0]], tl.float32)
     for d in tl.static_range(D):
         c = tl.load(coords_ptr + offs_n * D + d, mask=mask_n, other=0.0)
         f = tl.load(freq_ptr + offs_c * D + d, mask=mask_c, other=0.0).to(tl.float32)
-        c_upper, f_upper = _upper_half(c), _upper_half(f)
+        c_upper, f_upper = upper_half(c), upper_half(f)
         c_lower, f_lower = c - c_upper, f - f_upper
-        n, reduced = _half_turns(c_upper[:, None] * f_upper[None, :])
+        n, reduced = half_turns(c_upper[:, None] * f_upper[None, :])
         turns += n
         rest += reduced + (c_upper[:, None] * f_lower[None, :] + c_lower[:, None] * f[None, :])
     return turns, rest
+
+
+@triton.jit
+def waves_at(coords_ptr, freq_ptr, phase_ptr, offs_n, offs_c, mask_n, mask_c, D: tl.constexpr):
+    """sin(F c + φ): float32 [N], [C] offsets -> [N, C]."""
+    turns, rest = phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D)
+    phase = tl.load(phase_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+    return sine(turns, rest + phase[None, :])
+
+
+@triton.jit
+def table_at(at_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS: tl.constexpr):
+    """The bilinear read of a table [H, W, C] at points: [N], [C] offsets -> float32 [N, C]."""
+    mask = mask_n[:, None] & mask_c[None, :]
+    left, right, top, bottom, share_x, share_y, _, _ = cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS)
+    e00, e01, e10, e11 = corners(table_ptr + offs_c[None, :], left, right, top, bottom, C, W, mask)
+    upper = e00 * (1 - share_x)[:, None] + e01 * share_x[:, None]
+    lower = e10 * (1 - share_x)[:, None] + e11 * share_x[:, None]
+    return upper * (1 - share_y)[:, None] + lower * share_y[:, None]
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -95,18 +114,11 @@ def fourier_fwd_kernel(
     mask_n, mask_c = offs_n < N, offs_c < C
     mask = mask_n[:, None] & mask_c[None, :]
 
-    turns, rest = _phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D)
-    phase = tl.load(phase_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-    waves = _sine(turns, rest + phase[None, :])
     out_ptrs = out_ptr + offs_n[:, None] * out_stride + offs_c[None, :]
+    waves = waves_at(coords_ptr, freq_ptr, phase_ptr, offs_n, offs_c, mask_n, mask_c, D)
     tl.store(out_ptrs, waves.to(out_ptr.dtype.element_ty), mask=mask)
-
     if table_ptr is not None:
-        left, right, top, bottom, share_x, share_y, _, _ = cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS)
-        e00, e01, e10, e11 = corners(table_ptr + offs_c[None, :], left, right, top, bottom, C, W, mask)
-        upper = e00 * (1 - share_x)[:, None] + e01 * share_x[:, None]
-        lower = e10 * (1 - share_x)[:, None] + e11 * share_x[:, None]
-        read = upper * (1 - share_y)[:, None] + lower * share_y[:, None]
+        read = table_at(at_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS)
         tl.store(out_ptrs + C, read.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -138,8 +150,8 @@ def fourier_bwd_freq_kernel(
     for start in range(0, points, BLOCK_N):
         offs_n = first + start + tl.arange(0, BLOCK_N)
         mask_n = offs_n < N
-        turns, rest = _phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D)
-        cosine = _sine(turns, rest + phase[None, :] + HALF_PI)
+        turns, rest = phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D)
+        cosine = sine(turns, rest + phase[None, :] + HALF_PI)
         dout_ptrs = dout_ptr + offs_n[:, None] * dout_stride + offs_c[None, :]
         dout = tl.load(dout_ptrs, mask=mask_n[:, None] & mask_c[None, :], other=0.0).to(tl.float32)
         slope = dout * cosine
@@ -181,9 +193,9 @@ def fourier_bwd_coords_kernel(
     for c in range(0, C, BLOCK_C):
         offs_c = c + tl.arange(0, BLOCK_C)
         mask_c = offs_c < C
-        turns, rest = _phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D)
+        turns, rest = phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D)
         phase = tl.load(phase_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-        cosine = _sine(turns, rest + phase[None, :] + HALF_PI)
+        cosine = sine(turns, rest + phase[None, :] + HALF_PI)
         dout_ptrs = dout_ptr + offs_n[:, None] * dout_stride + offs_c[None, :]
         dout = tl.load(dout_ptrs, mask=mask_n[:, None] & mask_c[None, :], other=0.0).to(tl.float32)
         f = tl.load(freq_ptr + offs_c * D + d, mask=mask_c, other=0.0).to(tl.float32)
@@ -241,7 +253,7 @@ def fourier_bwd_freq(dout: Tensor, coords: Tensor, freq: Tensor, phase: Tensor) 
     """Gradients of F and φ: dout [N, C], rows may be strided -> float32 [C, D] and [C]."""
     (N, D), C = coords.shape, freq.shape[0]
     tiles = fourier_tiles(C)
-    points = triton.cdiv(max(1024, triton.cdiv(N, 1024)), tiles.rows) * tiles.rows
+    points = triton.cdiv(min(max(1024, triton.cdiv(N, 1024)), max(N, 1)), tiles.rows) * tiles.rows
     splits = max(1, triton.cdiv(N, points))
     sums = torch.empty(splits, D + 1, C, dtype=torch.float32, device=coords.device)
     arguments = {

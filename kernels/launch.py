@@ -28,19 +28,20 @@ class Chip:
     shared: int  # bytes of shared memory that one program may have
     processors: int
     spare_stages: int  # stages that need no buffer of their own
+    l2: int  # bytes of the cache that all processors share
 
 
 # Vendors' figures. Hopper and the large Blackwell read operands from shared memory, so every stage has its buffer.
 CHIPS = {
-    "sm_80": Chip(shared=163 << 10, processors=108, spare_stages=1),
-    "sm_86": Chip(shared=99 << 10, processors=84, spare_stages=1),
-    "sm_90": Chip(shared=227 << 10, processors=132, spare_stages=0),
-    "sm_100": Chip(shared=227 << 10, processors=148, spare_stages=0),
-    "sm_120": Chip(shared=99 << 10, processors=170, spare_stages=1),
-    "gfx90a": Chip(shared=64 << 10, processors=104, spare_stages=1),
-    "gfx942": Chip(shared=64 << 10, processors=304, spare_stages=1),
-    "default": Chip(shared=48 << 10, processors=64, spare_stages=0),
-    INTERPRETER: Chip(shared=1 << 30, processors=16, spare_stages=0),
+    "sm_80": Chip(shared=163 << 10, processors=108, spare_stages=1, l2=40 << 20),
+    "sm_86": Chip(shared=99 << 10, processors=84, spare_stages=1, l2=6 << 20),
+    "sm_90": Chip(shared=227 << 10, processors=132, spare_stages=0, l2=50 << 20),
+    "sm_100": Chip(shared=227 << 10, processors=148, spare_stages=0, l2=126 << 20),
+    "sm_120": Chip(shared=99 << 10, processors=170, spare_stages=1, l2=96 << 20),
+    "gfx90a": Chip(shared=64 << 10, processors=104, spare_stages=1, l2=8 << 20),
+    "gfx942": Chip(shared=64 << 10, processors=304, spare_stages=1, l2=256 << 20),
+    "default": Chip(shared=48 << 10, processors=64, spare_stages=0, l2=4 << 20),
+    INTERPRETER: Chip(shared=1 << 30, processors=16, spare_stages=0, l2=1024 << 20),
 }
 SAME_AS = {"sm_87": "sm_86", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120", "gfx950": "gfx942"}
 
@@ -58,7 +59,7 @@ AMPERE = {
     ("wgrad", "tf32"): Tiles(128, 128, 32, 8, 3),
     ("fwd", "ieee"): Tiles(64, 64, 16, 8, 2),
     ("tap", "ieee"): Tiles(64, 64, 16, 8, 2),
-    ("dgrad", "ieee"): Tiles(64, 64, 16, 8, 2),
+    ("dgrad", "ieee"): Tiles(32, 64, 16, 4, 2),
     ("wgrad", "ieee"): Tiles(64, 64, 16, 8, 2),
 }
 HOPPER = AMPERE | {
@@ -68,6 +69,7 @@ HOPPER = AMPERE | {
 BLACKWELL = AMPERE | {
     ("tap", "half"): Tiles(128, 128, 64, 8, 3),
     ("dgrad", "half"): Tiles(128, 128, 64, 8, 3),
+    ("wgrad", "half"): Tiles(128, 128, 32, 8, 4),
 }
 SQUARE = AMPERE | {
     ("fwd", "half"): Tiles(128, 128, 64, 8, 3),
@@ -85,6 +87,17 @@ TILES = {
     "gfx942": SQUARE,
     "default": SMALL,
     INTERPRETER: {key: Tiles(64, 64, 32, 4, 1) for key in AMPERE},
+}
+# A whole network in one launch: rows are pixels. Half of them are encoded at a time.
+STACK = {"half": Tiles(128, 128, 64, 8, 3), "tf32": Tiles(128, 128, 32, 8, 3), "ieee": Tiles(64, 64, 16, 8, 2)}
+STACK_WIDE = STACK | {"half": Tiles(128, 256, 64, 8, 3)}
+STACK_AMD = STACK | {"half": Tiles(128, 128, 32, 8, 3)}
+STACK_TILES = {
+    **dict.fromkeys(("sm_80", "sm_86", "sm_120"), STACK),
+    **dict.fromkeys(("sm_90", "sm_100"), STACK_WIDE),
+    **dict.fromkeys(("gfx90a", "gfx942"), STACK_AMD),
+    "default": {"half": Tiles(64, 64, 32, 4, 2), "tf32": Tiles(64, 64, 32, 4, 2), "ieee": Tiles(32, 64, 16, 4, 1)},
+    INTERPRETER: {kind: Tiles(64, 64, 32, 4, 1) for kind in STACK},
 }
 # Elements of a tile of whole rows: 16 a thread, so that one sample's 512² weights make 128 programs.
 ROW_ELEMENTS = 2048
@@ -134,6 +147,37 @@ def fits(tiles: Tiles, itemsize: int, architecture: str) -> bool:
     operands = buffers * (tiles.rows + tiles.cols) * tiles.depth * itemsize
     sums_a_thread = tiles.rows * tiles.cols // (32 * tiles.warps)
     return operands <= chip.shared and sums_a_thread <= 128
+
+
+def stack_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles:
+    """The table's tiles for a whole network of at most `width` channels."""
+    kind = "half" if dtype.itemsize == 2 else precision(dtype, architecture)
+    family = _family(architecture)
+    tiles = STACK_TILES[family][kind]
+    return replace(tiles, cols=min(tiles.cols, max(16, _power_of_two(width))))
+
+
+def programs_in_flight(items: int, architecture: str) -> int:
+    """Programs that share so many pieces of work: at most one a processor."""
+    return min(items, CHIPS[_family(architecture)].processors)
+
+
+def stack_fits(pixels: int, width: int, dtype: torch.dtype, architecture: str) -> bool:
+    """Whether a whole network in one launch keeps every processor busy and its activations, two a program, in L2."""
+    tiles, chip = stack_tiles(width, dtype, architecture), CHIPS[_family(architecture)]
+    scratch = chip.processors * 2 * tiles.rows * width * dtype.itemsize
+    return pixels >= chip.processors * tiles.rows and scratch <= chip.l2
+
+
+def chunk_pixels(batch: int, channels: int, tensors: int, dtype: torch.dtype, architecture: str) -> int:
+    """Pixels of each image that layers run over at a time: so many tensors of them fit in two thirds of the L2.
+
+    Where that is small, still enough to give every processor a tile.
+    """
+    chip = CHIPS[_family(architecture)]
+    fitting = chip.l2 * 2 // 3 // (tensors * channels * dtype.itemsize)
+    filling = chip.processors * 128
+    return max(1, max(fitting, filling) // (256 * batch)) * 256
 
 
 def pixel_splits(programs: int, pixels: int, depth: int, architecture: str) -> int:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import run
+from .device import dense_rows, run
 from .launch import row_tiles
 
 EPS = tl.constexpr(1e-8)
@@ -26,6 +26,8 @@ def modulate_fwd_kernel(
     d_ptr,  # float32 [B, O]
     I,
     O,
+    style_stride_b,
+    w_stride_b,
     scale,  # 1/√I
     gain,
     DEMODULATE: tl.constexpr,
@@ -41,13 +43,13 @@ def modulate_fwd_kernel(
     mask = mask_o[:, None] & mask_i[None, :]
     rows = offs_o.to(tl.int64)[:, None] * I + offs_i[None, :]
 
-    s = tl.load(style_ptr + b * I + offs_i, mask=mask_i, other=0.0).to(tl.float32)
+    s = tl.load(style_ptr + b * style_stride_b + offs_i, mask=mask_i, other=0.0).to(tl.float32)
     v = tl.load(weight_ptr + rows, mask=mask, other=0.0).to(tl.float32) * s[None, :] * scale
     d = tl.full([BLOCK_O], 1.0, tl.float32)
     if DEMODULATE:
         d = 1.0 / tl.sqrt_rn(tl.sum(v * v, 1) + EPS)
     tl.store(d_ptr + b * O + offs_o, d, mask=mask_o)
-    tl.store(w_ptr + b * O * I + rows, (v * (gain * d)[:, None]).to(w_ptr.dtype.element_ty), mask=mask)
+    tl.store(w_ptr + b * w_stride_b + rows, (v * (gain * d)[:, None]).to(w_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["B", "splits"])
@@ -62,6 +64,7 @@ def modulate_bwd_kernel(
     I,
     O,
     splits,
+    style_stride_b,
     scale,  # 1/√I
     gain,
     DEMODULATE: tl.constexpr,
@@ -81,7 +84,9 @@ def modulate_bwd_kernel(
     weight = tl.load(weight_ptr + rows, mask=mask, other=0.0).to(tl.float32) * scale
     dweight = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
     for b in range(0, B):
-        s = tl.load(style_ptr + b * I + offs_i, mask=mask_i, other=0.0).to(tl.float32)
+        s = tl.load(style_ptr + tl.full([], b, tl.int64) * style_stride_b + offs_i, mask=mask_i, other=0.0).to(
+            tl.float32
+        )
         d = tl.load(d_ptr + b * O + offs_o, mask=mask_o, other=0.0)
         dw = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
         for split in range(0, splits):
@@ -99,22 +104,24 @@ def modulate_bwd_kernel(
 
 
 def modulate_fwd(
-    weight: Tensor, style: Tensor, *, demodulate: bool, gain: float, dtype: torch.dtype
+    weight: Tensor, style: Tensor, *, demodulate: bool, gain: float, dtype: torch.dtype, w: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Modulated weights in a compute dtype and the demodulation coefficients.
 
     Args:
         weight: raw weights [O, I].
-        style: [B, I].
+        style: [B, I], rows may be strided.
         demodulate: normalise every output's weights to unit length.
         gain: factor of the modulated weights.
         dtype: of the result.
+        w: where the result goes [B, O, I], every sample dense; new memory unless given.
 
     Returns:
         W' [B, O, I] and d, float32 [B, O].
     """
     (O, I), B = weight.shape, style.shape[0]
-    w = torch.empty(B, O, I, dtype=dtype, device=weight.device)
+    w = torch.empty(B, O, I, dtype=dtype, device=weight.device) if w is None else w
+    style = dense_rows(style)
     d = torch.empty(B, O, dtype=torch.float32, device=weight.device)
     tiles = row_tiles(O, I)
     run(
@@ -122,11 +129,13 @@ def modulate_fwd(
         (B * triton.cdiv(O, tiles.rows),),
         {
             "weight_ptr": weight.contiguous(),
-            "style_ptr": style.contiguous(),
+            "style_ptr": style,
             "w_ptr": w,
             "d_ptr": d,
             "I": I,
             "O": O,
+            "style_stride_b": style.stride(0),
+            "w_stride_b": w.stride(0),
             "scale": I**-0.5,
             "gain": gain,
         },
@@ -150,6 +159,7 @@ def modulate_bwd(
         dW [O, I] and ds [B, I] in their arguments' dtypes.
     """
     (O, I), B = weight.shape, style.shape[0]
+    style = dense_rows(style)
     tiles = row_tiles(O, I)
     tiles_o = triton.cdiv(O, tiles.rows)
     dweight = torch.empty(O, I, dtype=weight.dtype, device=weight.device)
@@ -160,7 +170,7 @@ def modulate_bwd(
         {
             "dw_ptr": dw.contiguous(),
             "weight_ptr": weight.contiguous(),
-            "style_ptr": style.contiguous(),
+            "style_ptr": style,
             "d_ptr": d.contiguous(),
             "dweight_ptr": dweight,
             "dstyle_ptr": shares,
@@ -168,6 +178,7 @@ def modulate_bwd(
             "I": I,
             "O": O,
             "splits": dw.shape[1],
+            "style_stride_b": style.stride(0),
             "scale": I**-0.5,
             "gain": gain,
         },

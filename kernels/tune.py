@@ -1,4 +1,4 @@
-"""Tiles measured on the GPU at hand: the table's and a few more, once for every kind of product, kept on disk.
+"""Tiles and ways measured on the GPU at hand: the table's and a few more, once for every kind of work, kept on disk.
 
 CIPS_FAST_AUTOTUNE=0 turns it off; so does `torch.use_deterministic_algorithms`, since tiles decide the order of sums.
 Importing this module needs neither Triton nor a GPU.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 import torch
@@ -21,6 +22,8 @@ from tqdm import tqdm
 
 from .device import architecture, is_gpu
 from .launch import Tiles, gemm_candidates, precision
+
+Candidate = TypeVar("Candidate", Tiles, str)
 
 
 def cache_folder() -> Path:
@@ -50,38 +53,67 @@ def product_tiles(
     candidates = gemm_candidates(op, shape, sample.dtype, arch)
     if len(candidates) == 1 or 0 in (batch, *shape) or not _enabled(sample):
         return candidates[0]
+    key = _key(f"{op}{variant}", (batch, *shape), sample)
+    return _measured(key, candidates, attempt, f"tiles for {key}", sample)
+
+
+def measured_way(
+    name: str, sizes: tuple[int, ...], ways: list[str], attempt: Callable[[str], object], sample: Tensor
+) -> str:
+    """One of several ways to compute the same: the fastest where tuning is on, else the first.
+
+    Args:
+        name: what is computed.
+        sizes: how much of it.
+        ways: their names.
+        attempt: computes it the named way.
+        sample: its dtype and device count.
+    """
+    if 0 in sizes or not _enabled(sample):
+        return ways[0]
+    key = _key(name, sizes, sample)
+    return _measured(key, ways, attempt, f"ways to {key}", sample)
+
+
+def _key(name: str, sizes: tuple[int, ...], sample: Tensor) -> str:
     # Sizes are rounded up, so that a render's last, smaller chunk is not measured anew.
-    rounded = "x".join(str(1 << (n - 1).bit_length()) for n in (batch, *shape))
-    key = f"{op}{variant} {rounded} {str(sample.dtype).removeprefix('torch.')} {precision(sample.dtype, arch)}"
+    rounded = "x".join(str(1 << (n - 1).bit_length()) for n in sizes)
+    kind = precision(sample.dtype, architecture(sample.device))
+    return f"{name} {rounded} {str(sample.dtype).removeprefix('torch.')} {kind}"
+
+
+def _measured(
+    key: str, candidates: list[Candidate], attempt: Callable[[Candidate], object], title: str, sample: Tensor
+) -> Candidate:
     gpu = torch.cuda.get_device_name(sample.device)
     known = _known(gpu)
-    if key not in known:
+    if known.get(key) not in candidates:  # not measured, or by a version with other tables
         with torch.cuda.device(sample.device):
             # What a captured graph runs is not run while it is captured.
             if torch.cuda.is_current_stream_capturing():
                 return candidates[0]
-            tiles = fastest(candidates, attempt, f"cips_fast: tiles for {key}")
-        if tiles is None:
+            chosen = fastest(candidates, attempt, f"cips_fast: {title}")
+        if chosen is None:
             return candidates[0]
-        _remember(gpu, key, tiles)
+        _remember(gpu, key, chosen)
     return known[key]
 
 
 def fastest(
-    candidates: list[Tiles],
-    attempt: Callable[[Tiles], object],
+    candidates: list[Candidate],
+    attempt: Callable[[Candidate], object],
     title: str,
     measure: Callable[[Callable[[], object]], float] | None = None,
-) -> Tiles | None:
+) -> Candidate | None:
     """The candidate whose attempt takes the least time; None if chip, memory or compiler refuse them all."""
     from triton.compiler.errors import CompilationError
     from triton.runtime import errors
 
     refusals = (errors.OutOfResources, errors.PTXASError, CompilationError, torch.OutOfMemoryError)
-    times: dict[Tiles, float] = {}
-    for tiles in tqdm(candidates, desc=title, unit="try", leave=False):
+    times: dict[Candidate, float] = {}
+    for candidate in tqdm(candidates, desc=title, unit="try", leave=False):
         with contextlib.suppress(*refusals):
-            times[tiles] = (measure or _milliseconds)(lambda tiles=tiles: attempt(tiles))
+            times[candidate] = (measure or _milliseconds)(lambda candidate=candidate: attempt(candidate))
     return min(times, key=times.__getitem__) if times else None
 
 
@@ -106,28 +138,30 @@ def _file(gpu: str) -> Path:
 
 
 @lru_cache
-def _known(gpu: str) -> dict[str, Tiles]:
+def _known(gpu: str) -> dict[str, Tiles | str]:
     """What this process and those before it measured; it reads the disk once."""
     return _read(gpu)
 
 
-def _read(gpu: str) -> dict[str, Tiles]:
+def _read(gpu: str) -> dict[str, Tiles | str]:
     """What lies on disk; a file that cannot be read counts as none."""
     try:
-        return {key: Tiles(**tiles) for key, tiles in json.loads(_file(gpu).read_text()).items()}
+        entries = json.loads(_file(gpu).read_text()).items()
+        return {key: entry if isinstance(entry, str) else Tiles(**entry) for key, entry in entries}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _remember(gpu: str, key: str, tiles: Tiles) -> None:
-    _known(gpu)[key] = tiles
+def _remember(gpu: str, key: str, chosen: Tiles | str) -> None:
+    _known(gpu)[key] = chosen
     path = _file(gpu)
     temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Other processes measure other products at the same time.
         everything = _read(gpu) | _known(gpu)
-        temporary.write_text(json.dumps({key: asdict(tiles) for key, tiles in everything.items()}, indent=1))
+        entries = {key: entry if isinstance(entry, str) else asdict(entry) for key, entry in everything.items()}
+        temporary.write_text(json.dumps(entries, indent=1))
         temporary.replace(path)  # never half a file, whoever else writes
     except OSError as error:
         warnings.warn(f"tiles are not kept for the next run: {error}", stacklevel=2)

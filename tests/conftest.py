@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from cips_fast.kernels import launch
 from cips_fast.kernels.device import standing_in
 
 from .interpreter import Interpreter
@@ -17,7 +18,9 @@ from .places import Place
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
 # Files that import kernels; tests elsewhere that only run them skip themselves.
-NEED_TRITON = ("executed", "fourier", "large", "mod_fc", "modulate", "targets", "tune")
+NEED_TRITON = (
+    *("bytes", "executed", "fourier", "large", "mod_fc", "modulate", "report", "stack", "synthesis", "targets", "tune"),
+)
 collect_ignore = [] if HAVE_TRITON else [f"test_{name}.py" for name in NEED_TRITON]
 
 
@@ -55,6 +58,15 @@ def interpreter():
     interpreter = Interpreter()
     yield interpreter
     interpreter.close()
+
+
+@pytest.fixture
+def large_tiles(monkeypatch):
+    """Tiles in the interpreter as large as a test's tensors: a step there takes its time whatever its size."""
+    large = launch.Tiles(256, 512, 256, 4, 1)
+    for table in (launch.TILES, launch.STACK_TILES):
+        monkeypatch.setitem(table, launch.INTERPRETER, dict.fromkeys(table[launch.INTERPRETER], large))
+    monkeypatch.setattr(launch, "ROW_ELEMENTS", 1 << 16)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from cips_fast.kernels.compile import compile_call, recipe
 from cips_fast.kernels.device import Call
 
-from .ptx import Memory, Program
+from .ptx import Memory, Program, Traffic
 
 _compiled: dict[Any, tuple[Program, Any]] = {}
 
@@ -21,6 +21,12 @@ class EmulatedGPU:
         architecture: `sm_80` or `sm_90`.
         mode: when asynchronous copies and products take effect, see `tests.ptx`.
         order: None runs warps in near lockstep; a seed runs them one at a time in random order between barriers.
+
+    Attributes:
+        counts: what `Program.launch` counts, over all launches.
+        calls: the launches.
+        traffic: for each launch, the bytes that moved to and from every tensor, by the name of the argument. Arguments
+            that overlap in memory have each other's in it.
     """
 
     architecture: str
@@ -28,6 +34,7 @@ class EmulatedGPU:
     order: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
+    traffic: list[dict[str, Traffic]] = field(default_factory=list)
 
     def execute(self, call: Call) -> None:
         self.calls.append(call)
@@ -60,6 +67,8 @@ class EmulatedGPU:
         )
         for start, data in storages.values():
             data[:] = memory.fetch(start)
+        tensors = {name: value for name, value in call.arguments.items() if isinstance(value, torch.Tensor)}
+        self.traffic.append({name: memory.traffic(address(t), _extent(t)) for name, t in tensors.items()})
 
     def compiled(self, call: Call) -> tuple[Program, Any]:
         """The launch's program and Triton's notes on it; compiled once."""
@@ -68,3 +77,10 @@ class EmulatedGPU:
             kernel = compile_call(call, self.architecture)
             _compiled[key] = (Program(kernel.asm["ptx"]), kernel.metadata)
         return _compiled[key]
+
+
+def _extent(t: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to its last."""
+    if t.numel() == 0:
+        return 0
+    return (1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))) * t.element_size()

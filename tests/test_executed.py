@@ -9,10 +9,10 @@ import torch
 
 from cips_fast import functional, grids
 from cips_fast.kernels.device import standing_in
+from cips_fast.kernels.production import float32_products
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .emulator import EmulatedGPU
-from .production import float32_products
 from .test_mod_fc import off_the_kink
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -98,7 +98,8 @@ def test_float32_layer_as_pytorch_is_set(architecture, setting):
 
 
 def test_work_of_the_neighbours_in_the_epilogues(gpu, dtype):
-    from cips_fast.kernels.mod_fc import mod_fc_dgrad, mod_fc_fwd
+    from cips_fast.kernels.mod_fc import mod_fc_fwd
+    from cips_fast.kernels.mod_fc_bwd import mod_fc_dgrad
 
     B, P, I, O = 2, 70, 144, 80
     rng = torch.Generator().manual_seed(1)
@@ -116,7 +117,7 @@ def test_work_of_the_neighbours_in_the_epilogues(gpu, dtype):
     y, parts = mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap_above)
     dx, sums = mod_fc_dgrad(dz, w, below=below, drgb=drgb, rgb_w=tap_below, want_sums=True)
     wanted = formula(*(t.double() for t in (*tensors, drgb)))
-    assert_as_accurate([y, parts.sum(0), dx, sums], formula(*tensors, drgb), wanted, dtype)
+    assert_as_accurate([y, parts.sum(0), dx, sums.sum(0)], formula(*tensors, drgb), wanted, dtype)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

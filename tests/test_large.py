@@ -13,10 +13,10 @@ import torch
 from cips_fast import reference as ref
 from cips_fast.kernels.compile import recipe
 from cips_fast.kernels.device import standing_in
+from cips_fast.kernels.production import Recorder, meta
 
 from .accuracy import relative_error
 from .emulator import EmulatedGPU
-from .production import Recorder, meta
 from .ptx import Memory
 
 C = 512
@@ -80,7 +80,7 @@ def test_layer_at_a_far_pixel(rng):
 
 
 def test_gradients_at_a_far_pixel(rng):
-    from cips_fast.kernels.mod_fc import mod_fc_act_bwd, mod_fc_dgrad
+    from cips_fast.kernels.mod_fc_bwd import mod_fc_act_bwd, mod_fc_dgrad
 
     half = torch.float16
     big, w = meta(1, FAR + REST, C, dtype=half), meta(1, C, C, dtype=half)
@@ -113,7 +113,7 @@ def test_gradients_at_a_far_pixel(rng):
 
 def test_weight_gradient_of_a_far_split(rng):
     """The second of two splits has one pixel, which starts at element 2³³ for the stride between pixels."""
-    from cips_fast.kernels.mod_fc import mod_fc_wgrad
+    from cips_fast.kernels.mod_fc_bwd import mod_fc_wgrad
 
     half, stride = torch.float16, 2**20
     pixels = 2**13 + 1
@@ -134,7 +134,7 @@ def test_weight_gradient_of_a_far_split(rng):
 
 
 def test_weight_gradient_of_a_far_sample(rng):
-    from cips_fast.kernels.mod_fc import mod_fc_wgrad
+    from cips_fast.kernels.mod_fc_bwd import mod_fc_wgrad
 
     P = 64
     B = FAR // P + 1  # the last sample starts at element 2³², its weights' gradient far beyond

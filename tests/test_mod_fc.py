@@ -8,12 +8,12 @@ from torch.library import opcheck
 
 from cips_fast import functional, ops
 from cips_fast import reference as ref
-from cips_fast.kernels import mod_fc as kernels
+from cips_fast.kernels import mod_fc, mod_fc_bwd
 from cips_fast.kernels.device import standing_in
+from cips_fast.kernels.production import Recorder, meta
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .places import PLACES
-from .production import Recorder, meta
 
 # One tile of the interpreter is 64 pixels by 64 channels, 32 deep.
 SHAPES = [(1, 1, 1, 1), (1, 64, 32, 64), (2, 65, 33, 3), (3, 7, 100, 64), (2, 65, 33, 65)]
@@ -60,8 +60,8 @@ def test_layer_and_its_gradients(place, shape, shared, activation):
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_gradients_whose_pixels_are_split(place, monkeypatch):
     splits = []
-    original = kernels.pixel_splits
-    monkeypatch.setattr(kernels, "pixel_splits", lambda *a: splits.append(original(*a)) or splits[-1])
+    original = mod_fc_bwd.pixel_splits
+    monkeypatch.setattr(mod_fc_bwd, "pixel_splits", lambda *a: splits.append(original(*a)) or splits[-1])
     check_layer((2, 8 * 64 * 3 + 7, 20, 12), place)
     assert splits[0] > 1
 
@@ -73,11 +73,11 @@ def test_any_number_of_samples_fits_the_grid():
     B, half = 100_000, torch.float16
     x, w, weight = meta(B, 2, 4, dtype=half), meta(B, 4, 4, dtype=half), meta(4, 4)
     with standing_in(Recorder("sm_80")) as recorder:
-        kernels.mod_fc_fwd(x, w, None, lrelu=True, rgb_w=meta(B, 3, 4))
-        kernels.mod_fc_act_bwd(x, x)
-        kernels.mod_fc_dgrad(x, w)
+        mod_fc.mod_fc_fwd(x, w, None, lrelu=True, rgb_w=meta(B, 3, 4))
+        mod_fc_bwd.mod_fc_act_bwd(x, x)
+        mod_fc_bwd.mod_fc_dgrad(x, w)
         modulate.modulate_fwd(weight, meta(B, 4), demodulate=True, gain=1.0, dtype=half)
-        modulate.modulate_bwd(kernels.mod_fc_wgrad(x, x), weight, meta(B, 4), meta(B, 4), demodulate=True, gain=1.0)
+        modulate.modulate_bwd(mod_fc_bwd.mod_fc_wgrad(x, x), weight, meta(B, 4), meta(B, 4), demodulate=True, gain=1.0)
     assert len(recorder.calls) == 6
     for call in recorder.calls:
         assert all(size <= 65535 for size in call.grid[1:]), call.kernel.fn.__name__
@@ -183,7 +183,7 @@ def test_rgb_tap_in_the_epilogue(place):
         y = torch.nn.functional.leaky_relu(x @ w.mT + 1.5 * bias, 0.2)
         return [y, y @ tap.mT]
 
-    y, parts = kernels.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap)
+    y, parts = mod_fc.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap)
     assert parts.shape[1:] == (2, 45, 3)
     wanted = formula(*(t.double() for t in (x, w, bias, tap)))
     assert_as_accurate([y, parts.sum(0)], formula(x, w, bias, tap), wanted, place.dtype)
@@ -205,9 +205,9 @@ def test_dgrad_does_the_work_of_the_layer_below(place, tapped):
         return [dx, dx.sum((0, 1))]
 
     extra = {"drgb": drgb, "rgb_w": tap} if tapped else {}
-    got = kernels.mod_fc_dgrad(dz, w, below=below, want_sums=True, **extra)
+    dx, sums = mod_fc_bwd.mod_fc_dgrad(dz, w, below=below, want_sums=True, **extra)
     wanted = formula(*(t.double() for t in (dz, w, below, tap, drgb)))
-    assert_as_accurate(got, formula(dz, w, below, tap, drgb), wanted, place.dtype)
+    assert_as_accurate([dx, sums.sum(0)], formula(dz, w, below, tap, drgb), wanted, place.dtype)
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)

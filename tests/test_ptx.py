@@ -18,8 +18,8 @@ pytest.importorskip("triton", reason="Triton is not available here")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton compiles nothing while TRITON_INTERPRET is set", allow_module_level=True)
 
-from .ptx import BadArguments, Memory, Misaligned, OutOfBounds, Program
-from .ptx.cases import elementwise, linear, numbers, softmax, tensors
+from .ptx import BadArguments, Memory, Misaligned, OutOfBounds, Program, Traffic
+from .ptx.cases import elementwise, exchange, linear, numbers, softmax, tensors
 
 TIMINGS = [("lazy", None), ("eager", None), ("crossed", None), ("lazy", 0), ("crossed", 1)]
 
@@ -28,6 +28,7 @@ SOUND = {
     f"{make.__name__}-{'-'.join(map(str, arguments))}": partial(make, *arguments)
     for make, arguments in [
         *((elementwise, (capability, dtype)) for capability in (80, 90) for dtype in ("bf16", "fp16", "fp32")),
+        *((exchange, (capability, 5)) for capability in (80, 90)),
         *((softmax, (capability, dtype)) for capability in (80, 90) for dtype in ("bf16", "fp32")),
         *((linear, (capability, dtype, True)) for capability in (80, 90) for dtype in ("bf16", "fp16", "tf32", "fp32")),
         *((linear, (capability, dtype, False, 2)) for capability in (80, 90) for dtype in ("bf16", "tf32")),
@@ -185,6 +186,16 @@ def test_every_barrier_of_the_softmax_is_needed():
         assert "wrong" in outcomes
 
 
+@pytest.mark.parametrize("first", [0, 1], ids=["after the stores", "after the loads"])
+def test_barrier_around_an_exchange_in_global_memory(first):
+    """Two barriers a trip: without the first, loads come too soon; without the second, the next trip's stores do."""
+    ptx = exchange(80, 5).ptx
+    for start, end in reversed([match.span() for match in re.finditer(BARRIER, ptx)][first::2]):
+        ptx = ptx[:start] + ptx[end:]
+    assert exchange(80, 5).outcome(ptx) == "right", "in near lockstep nothing is missed"
+    assert {exchange(80, 5).outcome(ptx, order=seed) for seed in range(4)} == {"wrong"}
+
+
 def test_only_the_crossed_mode_sees_a_buffer_refilled_under_a_product():
     make, pattern, replacement, _, _ = FAULTS["a buffer refilled under a product"]
     broken = edited(make().ptx, pattern, replacement)
@@ -248,6 +259,27 @@ def test_counts():
     again: dict[str, int] = {}
     softmax(80, "fp32").launch(counts=again, order=5)
     assert again == counts
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_traffic(capability):
+    case = linear(capability, "bf16", True, B=2, P=75, I=80, O=80)  # two tiles of P, two of O
+    case.launch()
+    addresses = dict(zip(("x", "w", "bias", "y"), case.arguments, strict=False))
+    sizes = {"x": 2 * 75 * 80 * 2, "w": 2 * 80 * 80 * 2, "bias": 80 * 4, "y": 2 * 75 * 80 * 2}
+    # Programs of both tiles of O read x, and so on. Many threads hold an element of the bias, which counts once.
+    repeats = {"x": 2, "w": 2, "bias": 2 * 2}
+    for name, times in repeats.items():
+        assert case.memory.traffic(addresses[name], sizes[name]) == Traffic(times * sizes[name], 0, sizes[name], 0)
+    assert case.memory.traffic(addresses["y"], sizes["y"]) == Traffic(0, sizes["y"], 0, sizes["y"])
+
+
+def test_traffic_of_tensor_copies():
+    case = tensors("bf16", False)
+    case.launch()
+    x, y = case.arguments[0], case.arguments[2]
+    assert case.memory.traffic(x, 200 * 160 * 2) == Traffic(200 * 160 * 2, 0, 200 * 160 * 2, 0)
+    assert case.memory.traffic(y, 200 * 80 * 2) == Traffic(0, 200 * 80 * 2, 0, 200 * 80 * 2)
 
 
 @cache

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from cips_fast import grids, load_published
-from cips_fast.kernels import launch
 from cips_fast.kernels.device import standing_in
 
 from .golden_cases import load_case
@@ -38,18 +37,22 @@ def test_recorded_outputs(name, backend):
             assert relative_error(got, arrays["rgb_truncated"]) <= 1e-5
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_recorded_outputs_by_kernels_in_the_interpreter(name, interpreter, monkeypatch):
-    # A step of the interpreter takes its time whatever the tile's size.
-    large = dict.fromkeys(launch.TILES[launch.INTERPRETER], launch.Tiles(256, 512, 256, 4, 1))
-    monkeypatch.setitem(launch.TILES, launch.INTERPRETER, large)
-    monkeypatch.setattr(launch, "ROW_ELEMENTS", 1 << 16)
+WAYS = [
+    (name, way) for name in NAMES for way in ("stack", "layered", "synthesis") if "res" not in name or way != "layered"
+]
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_recorded_outputs_by_kernels_in_the_interpreter(name, way, interpreter, large_tiles, monkeypatch):
+    """In one launch, in one a layer, and as training does it."""
+    monkeypatch.setenv("CIPS_FAST_INFERENCE", "auto" if way == "synthesis" else way)
     state, arrays, meta = load_case(name)
     arrays = {key: torch.as_tensor(value) for key, value in arrays.items()}
     generator = load_published(state, backend="triton").train(meta["train_mode"])
-    with torch.no_grad(), standing_in(interpreter):
+    with torch.set_grad_enabled(way == "synthesis"), standing_in(interpreter):
         rgb = generator.synthesis(arrays["w"], arrays["coords"].permute(0, 2, 3, 1))
-    assert relative_error(rgb, arrays["rgb"]) <= 1e-5
+    assert rgb.requires_grad == (way == "synthesis")
+    assert relative_error(rgb.detach(), arrays["rgb"]) <= 1e-5
 
 
 CASES = [

@@ -12,8 +12,7 @@ import torch
 
 from cips_fast.kernels.compile import Resources, compile_call, resources
 from cips_fast.kernels.launch import CHIPS
-
-from .production import production_calls
+from cips_fast.kernels.production import production_calls
 
 # Multiplying instructions of the inner loop, and 16-byte copies to shared memory that do not pass through registers.
 MULTIPLY = {

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from cips_fast import checkpoint
+from cips_fast.kernels.device import standing_in
 from cips_fast.train import loop, plot
 from cips_fast.train.__main__ import main
 from cips_fast.train.config import OptionError, Options, parse, resolve
@@ -112,6 +113,26 @@ def test_both_networks_learn(precision, variant):
     after = trainer.state()[0]
     still = [name for name in before if "noise_strength" not in name and torch.equal(before[name], after[name])]
     assert not still
+
+
+def twenty_steps(**changes):
+    """Losses and scores of 20 steps, [20, 4]."""
+    trainer = Trainer(options(**changes))
+    patches = Patches(Stripes(), 2, trainer.options.crop, trainer.options.stride_shares)
+    return torch.tensor([[float(x) for x in vars(trainer.step(*patches.step(step))).values()] for step in range(20)])
+
+
+@pytest.mark.parametrize("changes", [{}, {"crop": 16}, {"pixel_chunk": 13}, {"variant": "res", "pixel_chunk": 64}])
+def test_losses_are_those_of_the_reference_formulas(changes):
+    wanted = twenty_steps(backend="reference", **{name: changes[name] for name in changes if name != "pixel_chunk"})
+    torch.testing.assert_close(twenty_steps(backend="cpu", **changes), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_losses_of_the_kernels_are_those_of_the_reference_formulas(interpreter, large_tiles):
+    tiny = {"res": 8, "crop": 4, "embedding_size": 4, "mapping_layers": 1}
+    with standing_in(interpreter):
+        got = twenty_steps(backend="triton", **tiny)
+    torch.testing.assert_close(got, twenty_steps(backend="reference", **tiny), rtol=1e-5, atol=1e-5)
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
@@ -299,6 +320,19 @@ def test_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     assert "parameters" in out
     assert "MiB" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_knows_the_memory_of_chunks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def estimate(*arguments):
+        assert main(["--res", "512", "--preset", "cips", "--device", "cpu", "--dry-run", *arguments]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "activations a step" in line]
+        return int(line.split()[0].replace(",", ""))
+
+    assert estimate() == pytest.approx(estimate("--pixel-chunk", "4096") * 16, rel=0.01)  # 16 chunks of a 256² crop
+    assert main(["--res", "512", "--pixel-chunk", "0", "--dry-run"]) == 2
+    assert "--pixel-chunk: got 0, must be a positive number of pixels" in capsys.readouterr().err
 
 
 def test_presets_follow_the_device_and_the_command_line():

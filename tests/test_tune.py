@@ -9,8 +9,7 @@ from triton.runtime.errors import OutOfResources
 
 from cips_fast.kernels import tune
 from cips_fast.kernels.launch import Tiles, gemm_candidates, gemm_tiles
-
-from .production import float32_products
+from cips_fast.kernels.production import float32_products
 
 SHAPE = (60000, 512, 512)
 

@@ -37,6 +37,7 @@ class Options:
     preset: str
     crop: int
     batch: int
+    pixel_chunk: int | None
     stride_shares: tuple[float, ...]
     mirror: bool
     variant: str
@@ -68,7 +69,7 @@ class Options:
         return self.crop < self.res
 
 
-MAY_CHANGE = frozenset({"out", "kimg", "device", "log_every", "preview_minutes", "checkpoint_minutes"})
+MAY_CHANGE = frozenset({"out", "kimg", "device", "pixel_chunk", "log_every", "preview_minutes", "checkpoint_minutes"})
 
 # The published training: 8 GPUs with 4 images each; G's rate is 4/5 of 2e-3 for a regulariser it no longer has.
 CIPS = {
@@ -150,6 +151,7 @@ def resolve(given: dict[str, Any]) -> Options:
         "data": data,
         "out": str(Path("runs") / f"{Path(data).resolve().stem}-{res}"),
         "backend": "auto",
+        "pixel_chunk": None,
         "seed": 0,
         "mirror": preset == "cpu" and data in MAY_BE_MIRRORED,
         "variant": "skip",
@@ -176,6 +178,8 @@ def _check(options: Options, scales: int) -> None:
     for name in NOT_NEGATIVE:
         _require(0 <= getattr(options, name) < math.inf, name, getattr(options, name), "zero or a positive number")
     _require(0 <= options.seed < 2**32, "seed", options.seed, "a number from 0 to 2³² - 1")
+    chunk = options.pixel_chunk
+    _require(chunk is None or chunk > 0, "pixel_chunk", chunk, "a positive number of pixels")
     _require(0 <= options.style_mixing <= 1, "style_mixing", options.style_mixing, "a probability")
     shares = options.stride_shares
     fit = len(shares) == scales and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6
@@ -252,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kimg", type=float, help="length of the run, in thousands of images")
     add("--batch", type=int, help="images a step")
     add("--crop", type=int, help="side of the patches trained on; equal to --res for whole images")
+    add("--pixel-chunk", type=int, help="pixels of an image whose activations are held at a time (default: all)")
     add("--width", type=_width, help="channels of the generator's layers, or 'published'")
     add("--device", help="auto (default), cpu, cuda, cuda:1, mps")
     add("--precision", choices=("auto", *PRECISIONS), help="auto: bf16 or fp16 where the device computes it natively")

@@ -31,11 +31,15 @@ def describe(options: Options) -> str:
 
 
 def activation_bytes(options: Options, generator: nn.Module) -> int:
-    """What autograd keeps of the generator's pixels: the encoding twice, and two tensors a layer."""
+    """What autograd keeps of the generator's pixels: the encoding twice, and two tensors a layer.
+
+    Of all pixels, or of one chunk of every image. The fused kernels keep half of it.
+    """
     size = 4 if options.precision == "fp32" else 2
+    pixels = min(options.crop**2, options.pixel_chunk or options.crop**2)
     channels = sum(layer.weight.shape[0] for layer in generator.layers)
     encoding = generator.layers[0].weight.shape[1]
-    return options.batch * options.crop**2 * (2 * channels * size + encoding * (4 + size))
+    return options.batch * pixels * (2 * channels * size + encoding * (4 + size))
 
 
 def _count(module: nn.Module) -> int:

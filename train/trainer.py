@@ -173,6 +173,7 @@ def make_generator(options: Options) -> CIPSGenerator:
         max_frequency=options.max_frequency,
         embedding_std=options.embedding_std,
         backend=options.backend,
+        pixel_chunk=options.pixel_chunk,
     )
     for tap in generator.to_rgb:
         tap.weight.data.mul_(options.rgb_std)

@@ -6,6 +6,7 @@
     Program(kernel.asm["ptx"]).launch(memory, (blocks, 1, 1), 32 * kernel.metadata.num_warps, [x, y, n])
     assert not memory.unwritten(y).any()
     result = memory.fetch(y)
+    memory.traffic(x, array.nbytes).loaded               # bytes; also .distinct_loaded, and both of stores
 
 What is modelled, and so what a launch finds:
 
@@ -15,7 +16,8 @@ What is modelled, and so what a launch finds:
   they do not. Barriers count; a deadlock, and a loop that does not end, raise.
 - cp.async, TMA and wgmma take effect at their wait, at their issue, or crossed (completion.py). Use all three modes.
 - With `order` the warps of a block run one at a time, in random order, from barrier to barrier: a missing barrier
-  shows for some seeds. Warps of one warpgroup are apart too.
+  shows for some seeds. Warps of one warpgroup are apart too. What a warp stored in global memory since
+  the last barrier, another one loads as poison (races.py).
 - mma.sync, ldmatrix, wgmma with its descriptors and swizzles, mbarriers, tensor maps, named barriers, warp
   specialisation, packed 16-bit arithmetic, rounding and saturation of conversions.
 
@@ -42,7 +44,7 @@ from .errors import (
     StepLimit,
     UnknownInstruction,
 )
-from .memory import Memory
+from .memory import Memory, Traffic
 from .program import Program
 
 __all__ = [
@@ -57,5 +59,6 @@ __all__ = [
     "OutOfBounds",
     "Program",
     "StepLimit",
+    "Traffic",
     "UnknownInstruction",
 ]

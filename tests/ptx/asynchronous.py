@@ -42,10 +42,17 @@ def _copy_small(team, ins, mask) -> None:
         if ((sizes != 0) & (sizes != size.bits) & active).any():
             raise UnknownInstruction(f"{ins.opcode}: a source size between zero and the whole is not modelled")
         wanted = active & (sizes == size.bits)
-    data = team.load("global", team.address(source), 4, count, wanted)
+    far = team.address(source).copy()
+    data = team.load("global", far, 4, count, wanted)
 
     def land(due: np.ndarray) -> None:
-        team.store("shared", addresses, data, active & np.repeat(due, len(active) // len(due)))
+        landing = active & np.repeat(due, len(active) // len(due))
+        if team.block.mode.writes_late:
+            read = landing & wanted
+            now = team.block.memory.load_again(far[read], 4, count)
+            # Chance decides on what was stored in the source while the copy was under way.
+            data[read] = np.where(now == data[read], now, 0xFFFFFFFF)
+        team.store("shared", addresses, data, landing)
 
     team.copies.issue(land, active.reshape(team.warps, -1).any(axis=1), team.block.mode.writes_late)
 

@@ -53,11 +53,15 @@ class Block:
         self.teams = [Team(self, first, size) for first in range(0, self.threads, size)]
 
     def run(self) -> None:
+        if self.memory.races is not None:
+            self.memory.races.barriers += 1
         while any(team.fragments for team in self.teams):
             ready = [team for team in self.teams if team.can_run()]
             if not ready:
                 raise Deadlock(f"block {self.index}: no thread can go on; " + self._who_waits())
             team = ready[0] if self.random is None else ready[self.random.integers(len(ready))]
+            if self.memory.races is not None:
+                self.memory.races.warp = team.first // WARP
             team.run()
 
     def count(self, what: str, amount: int) -> None:
@@ -90,6 +94,8 @@ class Block:
             if barrier.arrived and barrier.arrived == expected:
                 barrier.arrived = 0
                 self.wake(("barrier", number))
+                if self.memory.races is not None and expected == alive:
+                    self.memory.races.barriers += 1
 
     def _who_waits(self) -> str:
         lines = []

@@ -9,7 +9,7 @@ import numpy as np
 from .errors import EmulationError
 from .memory import Memory
 from .program import Program
-from .samples import compiled, elementwise_kernel, linear_kernel, softmax_kernel, tensor_kernel
+from .samples import compiled, elementwise_kernel, exchange_kernel, linear_kernel, softmax_kernel, tensor_kernel
 from .values import decode, to_bfloat16
 
 NUMPY = {"bf16": np.uint16, "fp16": np.float16, "tf32": np.float32, "fp32": np.float32}
@@ -104,6 +104,17 @@ def tensors(dtype: str, specialized: bool, P=200, I=160, O=80) -> Case:
     outputs = {memory.reserve(y.shape, NUMPY[dtype]): (dtype, y)}
     threads, scratch = 32 * kernel.metadata.num_warps, kernel.metadata.global_scratch_size
     return Case(kernel.asm["ptx"], memory, [*inputs, *outputs, P, I, O], (2, 1, 1), threads, outputs, scratch)
+
+
+def exchange(capability: int, trips: int) -> Case:
+    """An odd number of trips."""
+    x = np.random.default_rng(5).standard_normal(128).astype(np.float32)
+    types = (("x_ptr", "*fp32"), ("scratch_ptr", "*fp32"), ("y_ptr", "*fp32"))
+    kernel = compiled(exchange_kernel, capability, types, (("TRIPS", trips), ("BLOCK", 128)))
+    memory = Memory()
+    source, scratch = memory.place(x), memory.reserve(128, np.float32)
+    outputs = {memory.reserve(128, np.float32): ("fp32", x[::-1].astype(np.float64) + trips)}
+    return Case(kernel.asm["ptx"], memory, [source, scratch, *outputs], (1, 1, 1), 128, outputs)
 
 
 def softmax(capability: int, dtype: str, R=10, C=200) -> Case:

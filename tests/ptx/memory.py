@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import BadArguments, Misaligned, OutOfBounds
+from .races import Races
 from .values import UNSIGNED
 
 SHARED_BASE = 0x400
@@ -117,17 +118,32 @@ class Allocation:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
+@dataclass
+class Traffic:
+    """Bytes between a kernel and a range of memory.
+
+    What an instruction of a block (of a warp, where warps run one at a time) asks for in several threads counts once:
+    threads that hold the same element of a small tile are the compiler's choice, and hardware serves them together.
+    """
+
+    loaded: int = 0
+    stored: int = 0
+    distinct_loaded: int = 0  # however often
+    distinct_stored: int = 0
+
+
 class Memory(Space):
-    """Global memory: arrays far apart from each other, with a record of which bytes a kernel has stored."""
+    """Global memory: arrays far apart from each other, with a record of how often each byte was loaded and stored."""
 
     def __init__(self, size: int = 1 << 20):
         super().__init__("global", GLOBAL_BASE, size)
         self.top = GUARD_BYTES
         self.allocations: dict[int, Allocation] = {}
+        self.races: Races | None = None
 
     def _allocate(self, size: int) -> None:
         super()._allocate(size)
-        self.stored = np.zeros(self.bytes.size, bool)
+        self.loads, self.stores = (np.zeros(self.bytes.size, np.int32) for _ in range(2))
 
     def place(self, array: np.ndarray) -> int:
         """Copy an array into global memory; bfloat16 comes as its uint16 bits. Returns its address."""
@@ -157,13 +173,46 @@ class Memory(Space):
     def unwritten(self, address: int) -> np.ndarray:
         """Mask, in the array's shape, of the elements that no kernel has stored (in full)."""
         allocation = self._allocation(address)
-        stored = self._part(self.stored, address).reshape(-1, allocation.dtype.itemsize)
-        return ~stored.all(axis=1).reshape(allocation.shape)
+        stores = self._part(self.stores, address).reshape(-1, allocation.dtype.itemsize)
+        return ~stores.all(axis=1).reshape(allocation.shape)
+
+    def traffic(self, address: int, size: int) -> Traffic:
+        """What moved to and from `size` bytes so far."""
+        start = address - self.base
+        loads, stores = (times[start : start + size] for times in (self.loads, self.stores))
+        distinct = int(np.count_nonzero(loads)), int(np.count_nonzero(stores))
+        return Traffic(int(loads.sum()), int(stores.sum()), *distinct)
+
+    def load(self, addresses: np.ndarray, width: int, count: int = 1) -> np.ndarray:
+        values = super().load(addresses, width, count)
+        self._note(self.loads, addresses, width * count)
+        return self._raced(addresses, values)
+
+    def load_again(self, addresses: np.ndarray, width: int, count: int) -> np.ndarray:
+        """What an asynchronous copy, counted when it was issued, finds when it takes effect."""
+        return self._raced(addresses, super().load(addresses, width, count))
+
+    def _raced(self, addresses: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The values, poisoned where a race decides what they are."""
+        if self.races is not None and len(values):
+            span = values.dtype.itemsize * values.shape[1]
+            raced = self.races.load((addresses - self.base) // span, span)
+            values.view(np.uint8).reshape(-1, span)[raced] = POISON
+        return values
 
     def store(self, addresses: np.ndarray, values: np.ndarray) -> None:
-        super().store(addresses, values)
         span = values.dtype.itemsize * values.shape[1]
-        self.stored.reshape(-1, span)[(addresses - self.base) // span] = True
+        if self.races is not None and len(values):
+            rows = (addresses - self.base) // span
+            values = np.ascontiguousarray(values).copy()
+            new, old = values.view(np.uint8).reshape(-1, span), self.bytes.reshape(-1, span)[rows]
+            new[self.races.store(rows, span) & (new != old)] = POISON
+        super().store(addresses, values)
+        self._note(self.stores, addresses, span)
+
+    def _note(self, times: np.ndarray, addresses: np.ndarray, span: int) -> None:
+        # Adds one to each row, however often an address occurs.
+        times.reshape(-1, span)[(addresses - self.base) // span] += 1
 
     def describe(self, address: int) -> str:
         """Where an address lies that no allocation owns, for the error message."""
@@ -189,7 +238,7 @@ class Memory(Space):
         return source[allocation.start : allocation.start + allocation.nbytes].copy()
 
     def _grow(self, size: int) -> None:
-        old = self.bytes, self.owned, self.stored
+        old = self.bytes, self.owned, self.loads, self.stores
         self._allocate(max(size, 2 * self.bytes.size))
-        for new, previous in zip((self.bytes, self.owned, self.stored), old, strict=True):
+        for new, previous in zip((self.bytes, self.owned, self.loads, self.stores), old, strict=True):
             new[: previous.size] = previous

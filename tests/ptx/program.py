@@ -14,6 +14,7 @@ from .completion import Mode
 from .errors import BadArguments
 from .memory import Memory
 from .parser import Parameter, parse
+from .races import Races
 from .team import WARP
 from .values import WIDTH
 
@@ -29,6 +30,7 @@ class Program:
 
     def __init__(self, ptx: str):
         self.kernel = parse(ptx)
+        self.has_mbarriers = any(ins.opcode.startswith("mbarrier") for ins in self.kernel.instructions)
 
     def launch(
         self,
@@ -55,7 +57,7 @@ class Program:
             mode: "lazy", asynchronous work takes effect when the code waits for it; "eager", when it is issued;
                 "crossed", writes of shared memory when issued and reads of it when waited for (completion.py).
             order: None runs the warps of a block in near lockstep; a seed runs warps one at a time from barrier to
-                barrier, and blocks, in random order.
+                barrier, and blocks, in random order; where they race in global memory they find poison (races.py).
             counts: gains how often each opcode was issued by a warp, and "global bytes loaded" and "... stored".
             only: the blocks to run instead of the whole grid, of which the kernel still sees the size.
             scratch: bytes of global scratch memory that each block gets (`metadata.global_scratch_size`).
@@ -91,6 +93,7 @@ class Program:
             shared_bytes=shared,
             step_limit=step_limit,
         )
+        memory.races = None if random is None or self.has_mbarriers else Races(memory.bytes.size)
         with np.errstate(all="ignore"):
             for index in blocks:
                 Block(settings, tuple(int(i) for i in index)).run()

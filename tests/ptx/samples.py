@@ -35,6 +35,25 @@ def elementwise_kernel(
 
 
 @triton.jit
+def exchange_kernel(
+    x_ptr,  # [BLOCK]
+    scratch_ptr,  # [BLOCK]
+    y_ptr,  # [BLOCK]
+    TRIPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Elements in reverse, several times over, through memory that all warps store in and load from."""
+    offs = tl.arange(0, BLOCK)
+    value = tl.load(x_ptr + offs)
+    for _ in range(TRIPS):
+        tl.store(scratch_ptr + offs, value)
+        tl.debug_barrier()
+        value = tl.load(scratch_ptr + BLOCK - 1 - offs) + 1
+        tl.debug_barrier()
+    tl.store(y_ptr + offs, value)
+
+
+@triton.jit
 def softmax_kernel(
     x_ptr,  # [R, C]
     y_ptr,  # [R, C]

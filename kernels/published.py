@@ -2,7 +2,8 @@
 
 As in StyleGAN2, whose layers the released CIPS code takes: bias, activation and gain are passes of their own, and
 coordinates and features are images [B, C, H, W]. Arguments and results have the shapes of `cips_fast.functional`; with
-channels first in memory the conversion is a view.
+channels first in memory the conversion is a view. Parameters are cast to the dtype of the features where they meet,
+as under autocast.
 """
 
 import math
@@ -10,6 +11,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .network import Network
 
 
 def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True) -> Tensor:
@@ -27,7 +30,7 @@ def mod_fc(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, *, demodulate
     outputs, side = weight.shape[0], math.isqrt(pixels)
     w = modulate(weight, style, demodulate=demodulate).view(batch * outputs, inputs, 1, 1)
     images = x.mT.reshape(1, batch * inputs, side, side)
-    y = F.conv2d(images, w, groups=batch).view(batch, outputs, side, side)
+    y = F.conv2d(images, w.to(x.dtype), groups=batch).view(batch, outputs, side, side)
     y = y + bias.to(y.dtype).view(1, -1, 1, 1)
     if activation == "lrelu":
         y = F.leaky_relu(y, 0.2) * math.sqrt(2)
@@ -44,3 +47,25 @@ def fourier_encode(
     cells = table.movedim(-1, 0)[None].expand(len(coords), -1, -1, -1)
     embedding = F.grid_sample(cells, grid, mode="bilinear", padding_mode="border", align_corners=align_corners)
     return torch.cat([waves, embedding], 1).to(dtype).flatten(2).mT
+
+
+def render(network: Network, coords: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Colours at coordinates: float32 [P, 2], P a square -> [B, P, 3] in `dtype`, which activations have too.
+
+    Raises:
+        ValueError: a network of residual blocks, which is not formulated here.
+    """
+    if network.residual:
+        raise ValueError("network: residual blocks are not formulated here")
+    points = coords.expand(network.batch, -1, -1)
+    x = fourier_encode(
+        points, network.freq, network.phase, network.table, align_corners=network.align_corners, dtype=dtype
+    )
+    taps = iter(zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True))
+    rgb = None
+    for place, layer in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
+        x = mod_fc(x, *layer, demodulate=True, activation="lrelu")
+        if place in network.tapped:
+            colours = mod_fc(x, *next(taps), demodulate=False, activation="linear")
+            rgb = colours if rgb is None else rgb + colours
+    return rgb

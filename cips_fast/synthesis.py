@@ -1,0 +1,128 @@
+"""A whole network from coordinates to colours, as one differentiable operation.
+
+On the kernels a network without residual blocks is one operator with a fused backward pass (kernels/layered.py), and
+where no gradient is wanted any network may be one launch (kernels/stack.py). Everything else goes layer by layer
+through the public operations: other backends, sine activations, noise, and residual blocks where a gradient is wanted.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from . import functional, network_ops
+from . import reference as ref
+from .autocast import autocast_dtype
+from .kernels.network import Network
+
+
+def synthesis(
+    network: Network,
+    coords: Tensor,
+    at: Tensor | None = None,
+    *,
+    activation: str = "lrelu",
+    noise_strength: Tensor | None = None,
+    pixel_chunk: int | None = None,
+    backend: str = "auto",
+    inference: str = "auto",
+) -> Tensor:
+    """Colours at coordinates.
+
+    x₀ = [sin(F c + φ); E(c)], x_l = act(W'_l x_{l-1} + β_l), rgb = Σ_taps T' x_l + τ   (arXiv 2011.13775)
+
+    Args:
+        network: its parameters; see `Network`.
+        coords: of its parameters' dtype [B|1, P, D]. What the batch shares is encoded once.
+        at: where the table is read, x, y in [-1, 1] [B|1, P, 2]; the coordinates themselves unless given.
+        activation: `lrelu`, `sin` or `sinrelu`, see `functional.mod_fc`.
+        noise_strength: factors of normal noise that each layer adds to its pixels before the bias [L].
+        pixel_chunk: N, at least 1. The backward pass computes the activations of N pixels of every image anew, one such
+            chunk at a time, so that activation memory is one chunk's at any image size, for a third more arithmetic.
+            Without it every layer's output is kept. Gradients are the same but for the order of sums.
+        backend: see `functional`.
+        inference: how `triton` renders where no gradient is wanted, `stack`, `layered` or `auto`: see `planner.render`.
+
+    Returns:
+        [B, P, 3], float32, or float64 where the parameters are.
+
+    Raises:
+        ValueError: an argument that is none of the above; TypeError: a dtype that the backend does not take.
+    """
+    if pixel_chunk is not None and pixel_chunk < 1:
+        raise ValueError(f"pixel_chunk: got {pixel_chunk}, must be at least 1, or None to keep all activations")
+    functional.check_choice("inference", inference, ("auto", "stack", "layered"))
+    at = coords if at is None else at
+    tensors = network.tensors()
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (coords, at, *tensors))
+    dtype = autocast_dtype(coords) or coords.dtype
+    chosen = functional.resolve_backend(backend, coords.device, dtype)
+    plain = activation == "lrelu" and noise_strength is None
+    if chosen == "triton" and plain and not (differentiated and network.residual):
+        _check_dims(coords)
+        arguments = (coords.float(), at.float(), tensors, len(network.weights))
+        if not differentiated:
+            return network_ops.render(*arguments, network.residual, network.align_corners, dtype, inference)
+        return network_ops.synthesis(*arguments, network.align_corners, dtype, pixel_chunk or 0)[0]
+
+    def colours(coords: Tensor, at: Tensor) -> Tensor:
+        return _layer_by_layer(network, coords, at, activation, noise_strength, chosen)
+
+    return _in_chunks(colours, coords, at, pixel_chunk, random=noise_strength is not None)
+
+
+def _check_dims(coords: Tensor) -> None:
+    if coords.shape[-1] not in (2, 3):
+        raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
+
+
+def _in_chunks(
+    colours: Callable[[Tensor, Tensor], Tensor], coords: Tensor, at: Tensor, pixel_chunk: int | None, random: bool
+) -> Tensor:
+    """Colours of all pixels; in chunks, of which the backward pass holds one at a time."""
+    if pixel_chunk is None:
+        return colours(coords, at)
+    parts = [
+        checkpoint(colours, *part, use_reentrant=False, preserve_rng_state=random)  # without gradients, a mere call
+        for part in zip(coords.split(pixel_chunk, 1), at.split(pixel_chunk, 1), strict=True)
+    ]
+    return torch.cat(parts, 1)
+
+
+def _layer_by_layer(
+    network: Network, coords: Tensor, at: Tensor, activation: str, noise_strength: Tensor | None, backend: str
+) -> Tensor:
+    encoding = (network.freq, network.phase, network.table)
+    dtype = autocast_dtype(coords)
+    x = functional.fourier_encode(
+        coords, *encoding, table_coords=at, align_corners=network.align_corners, dtype=dtype, backend=backend
+    )
+    taps = iter(zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True))
+    shortcuts = iter(network.shortcuts)
+    rgb, before = 0, x
+    for place, layer in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
+        before = x if place % 2 else before
+        if noise_strength is None:
+            x = functional.mod_fc(x, *layer, activation=activation, backend=backend)
+        else:
+            x = _noisy_layer(x, layer, activation, noise_strength[place], backend)
+        if network.residual and place and place % 2 == 0:
+            around = before if before.shape[-1] == x.shape[-1] else F.linear(before, next(shortcuts))
+            x = (x + around) / math.sqrt(2)
+        if place in network.tapped:
+            tap = functional.mod_fc(x, *next(taps), demodulate=False, activation="linear", backend=backend)
+            rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))
+    return rgb
+
+
+def _noisy_layer(
+    x: Tensor, layer: tuple[Tensor, Tensor, Tensor], activation: str, strength: Tensor, backend: str
+) -> Tensor:
+    """A layer that adds noise, one number a pixel, before its bias."""
+    weight, style, bias = layer
+    y = functional.mod_fc(x, weight, style, activation="linear", backend=backend)
+    noise = torch.randn(*y.shape[:2], 1, dtype=y.dtype, device=y.device) * strength
+    return ref.activate_ref(y + noise.to(y.dtype) + bias.to(y.dtype), activation)

@@ -1,0 +1,63 @@
+"""Which way a network is rendered: in one launch, or layer by layer."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import layered, stack
+from .device import architecture
+from .launch import stack_fits
+from .network import Network
+from .tune import measured_way
+
+WAYS: dict[str, Callable[..., Tensor]] = {"stack": stack.render, "layered": layered.render}
+CHOICES = ("auto", *WAYS)
+
+
+def render(
+    network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype, inference: str = "auto"
+) -> Tensor:
+    """Colours at coordinates, without gradients.
+
+    Args:
+        network: its parameters.
+        coords: float32 [B|1, P, D].
+        at: where the table is read, float32 [B|1, P, 2]; the coordinates themselves unless given.
+        dtype: of weights and activations: bfloat16, float16 or float32.
+        inference: `stack`, one launch for all layers; `layered`, one a layer; `auto`, see `way`.
+
+    Returns:
+        float32 [B, P, 3].
+
+    Raises:
+        ValueError: an unknown way, or one that does not serve this network.
+    """
+    chosen = way(network, coords, at, dtype) if inference == "auto" else inference
+    if chosen not in ways_for(network):
+        raise ValueError(f"inference: got {chosen!r}, may be {', '.join(map(repr, ('auto', *ways_for(network))))}")
+    return WAYS[chosen](network, coords, at, dtype=dtype)
+
+
+def ways_for(network: Network) -> list[str]:
+    """The ways that serve a network: layer by layer it has no residual blocks."""
+    return ["stack"] if network.residual else list(WAYS)
+
+
+def way(network: Network, coords: Tensor, at: Tensor | None, dtype: torch.dtype) -> str:
+    """The environment variable CIPS_FAST_INFERENCE, else the fastest as measured on this GPU, else the table's."""
+    candidates = ways_for(network)
+    asked = os.environ.get("CIPS_FAST_INFERENCE", "auto")
+    if asked != "auto" or len(candidates) == 1:
+        return asked if asked != "auto" else candidates[0]
+    B, P, widths = network.batch, coords.shape[1], network.widths
+    table = "stack" if stack_fits(B * P, max(widths), dtype, architecture(coords.device)) else "layered"
+    kinds = f"{len(widths)} layers {max(widths)}..{min(widths)} {network.freq.shape[0]}"
+    return measured_way(
+        f"render {kinds}",
+        (B, P),
+        [table, *(name for name in candidates if name != table)],
+        lambda name: WAYS[name](network, coords, at, dtype=dtype),
+        torch.empty(0, dtype=dtype, device=coords.device),
+    )

@@ -1,0 +1,273 @@
+"""A whole network in one launch: coordinates to colours, for inference.
+
+A program takes BLOCK_P pixels of one image and carries them through all layers. Weights stream from L2; the tile's
+activations go back and forth between two regions of a scratch memory that no other program touches, so they stay in L2,
+and HBM sees coordinates, weights and colours. Pixels are independent, so a block barrier between layers is all the
+synchronisation there is. Programs go on to the next tile until none is left: the scratch is sized by the programs in
+flight and not by the image.
+
+    B images   P pixels   D coordinate dimensions   C channels of each half of the encoding   I, O channels of a layer
+
+The network is a list of steps in memory (steps.py), so one compiled kernel serves every depth, every sequence of
+widths, and residual blocks.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import steps as layers
+from .device import architecture, run
+from .fourier import table_at, waves_at
+from .launch import precision, programs_in_flight, stack_tiles
+from .network import Network
+from .steps import AROUND, BIAS, INPUTS, OUTPUTS, SOURCE, TAP, TARGET, WEIGHT, field, width
+
+SLOPE = tl.constexpr(0.2)
+INVERSE_SQRT_2 = tl.constexpr(0.7071067811865476)
+
+
+@triton.jit
+def _encode(
+    x0_ptr,  # [ROWS, 2C]
+    coords_ptr,
+    at_ptr,
+    freq_ptr,
+    phase_ptr,
+    table_ptr,
+    offs_n,  # [ROWS]
+    mask_n,
+    C,
+    H,
+    W,
+    D: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """x₀ = [sin(F c + φ); E(c)]. Rows beyond the last pixel become something finite."""
+    for c in range(0, C, BLOCK_C):
+        offs_c = c + tl.arange(0, BLOCK_C)
+        mask_c = offs_c < C
+        x0_ptrs = x0_ptr + tl.arange(0, ROWS)[:, None] * (2 * C) + offs_c[None, :]
+        waves = waves_at(coords_ptr, freq_ptr, phase_ptr, offs_n, offs_c, mask_n, mask_c, D)
+        tl.store(x0_ptrs, waves.to(x0_ptr.dtype.element_ty), mask=mask_c[None, :])
+        read = table_at(at_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS)
+        tl.store(x0_ptrs + C, read.to(x0_ptr.dtype.element_ty), mask=mask_c[None, :])
+
+
+@triton.jit
+def _product(
+    x_ptr,  # [ROWS, I]
+    w_ptr,  # [O, I]
+    I,
+    O,
+    tile_o,
+    EVEN: tl.constexpr,  # I is a multiple of BLOCK_I
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
+    """x Wᵀ for one tile of outputs, float32 [ROWS, BLOCK_O]. Columns beyond O repeat the last one."""
+    offs_o = tl.minimum(tile_o * BLOCK_O + tl.arange(0, BLOCK_O), O - 1)
+    offs_i = tl.arange(0, BLOCK_I)
+    offs_x = tl.arange(0, ROWS)[:, None] * I + offs_i[None, :]
+    offs_w = offs_o[None, :] * I + offs_i[:, None]
+    acc = tl.zeros([ROWS, BLOCK_O], tl.float32)
+    for i in range(0, I, BLOCK_I):
+        if EVEN:
+            x, w = tl.load(x_ptr + offs_x), tl.load(w_ptr + offs_w)
+        else:
+            inside = offs_i < I - i
+            x = tl.load(x_ptr + offs_x, mask=inside[None, :], other=0.0)
+            w = tl.load(w_ptr + offs_w, mask=inside[:, None], other=0.0)
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+        x_ptr += BLOCK_I
+        w_ptr += BLOCK_I
+    return acc
+
+
+@triton.jit
+def _activated(acc, bias_ptr, offs_o, mask_o):
+    """lrelu(acc + β): float32 [ROWS, BLOCK_O]."""
+    acc += tl.load(bias_ptr + offs_o, mask=mask_o, other=0.0)[None, :]
+    return tl.where(acc > 0, acc, acc * SLOPE)
+
+
+@triton.jit
+def _colours(t_ptr, y, O, offs_o, mask_o):
+    """y Tᵀ of some channels: T [3, O], y float32 [ROWS, BLOCK_O] -> red, green and blue [ROWS]."""
+    t0 = tl.load(t_ptr + offs_o, mask=mask_o, other=0.0).to(tl.float32)
+    t1 = tl.load(t_ptr + O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
+    t2 = tl.load(t_ptr + 2 * O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
+    return tl.sum(y * t0[None, :], 1), tl.sum(y * t1[None, :], 1), tl.sum(y * t2[None, :], 1)
+
+
+@triton.jit(do_not_specialize=["B", "P", "steps", "coords_stride_b", "at_stride_b"])
+def stack_kernel(
+    coords_ptr,  # float32 [B|1, P, D]
+    at_ptr,  # float32 [B|1, P, 2]
+    freq_ptr,  # [C, D]
+    phase_ptr,  # [C]
+    table_ptr,  # [H, W, C]
+    steps_ptr,  # int32 [steps, FIELDS]
+    w_ptr,  # modulated weights, those of a sample one after another [B, ...]
+    bias_ptr,  # float32: of the colours [3], then one layer's after another, the gain in them
+    scratch_ptr,  # [programs, regions, region_size]
+    rgb_ptr,  # float32 [B, P, 3]
+    B,
+    P,
+    C,
+    H,
+    W,
+    steps,
+    coords_stride_b,  # in points: P, or 0 where the batch shares them
+    at_stride_b,
+    w_stride_b,
+    scratch_size,  # of a program
+    region_size,
+    D: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    EVEN: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    ENCODED: tl.constexpr,  # pixels that are encoded at a time: x₀ is twice as wide as what follows
+    BLOCK_C: tl.constexpr,
+):
+    """rgb = Σ_taps T' x + τ with x = act(W' x + β) layer after layer, x₀ = [sin(F c + φ); E(c)]."""
+    tiles_p = (P - 1) // BLOCK_P + 1
+    first = scratch_ptr + tl.program_id(0).to(tl.int64) * scratch_size
+    rows = tl.arange(0, BLOCK_P)
+    for item in range(tl.program_id(0), B * tiles_p, tl.num_programs(0)):
+        b, start = (item // tiles_p).to(tl.int64), item % tiles_p * BLOCK_P
+        weights = w_ptr + b * w_stride_b
+        coords, at = coords_ptr + (b * coords_stride_b + start) * D, at_ptr + (b * at_stride_b + start) * 2
+
+        # Layer 1, of which the input is encoded in parts so that two regions suffice.
+        for part in range(0, BLOCK_P, ENCODED):
+            own = part + tl.arange(0, ENCODED)
+            _encode(
+                first, coords, at, freq_ptr, phase_ptr, table_ptr, own, own < P - start, C, H, W,
+                D, ALIGN_CORNERS, ENCODED, BLOCK_C,
+            )  # fmt: skip
+            tl.debug_barrier()
+            # Read after the barrier, so that nothing that follows from them takes registers before it.
+            I, O = width(steps_ptr, 0, INPUTS, ALIGNED), width(steps_ptr, 0, OUTPUTS, ALIGNED)
+            for tile_o in range(0, tl.cdiv(O, BLOCK_O)):
+                acc = _product(first, weights, I, O, tile_o, EVEN, PRECISION, ENCODED, BLOCK_O, BLOCK_I)
+                offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
+                mask_o = offs_o < O
+                acc = _activated(acc, bias_ptr + field(steps_ptr, 0, BIAS), offs_o, mask_o)
+                y_ptrs = first + region_size + own[:, None] * O + offs_o[None, :]
+                tl.store(y_ptrs, acc.to(scratch_ptr.dtype.element_ty), mask=mask_o[None, :])
+            tl.debug_barrier()
+
+        red = tl.zeros([BLOCK_P], tl.float32)
+        green = tl.zeros([BLOCK_P], tl.float32)
+        blue = tl.zeros([BLOCK_P], tl.float32)
+        for step in range(1, steps):
+            I, O = width(steps_ptr, step, INPUTS, ALIGNED), width(steps_ptr, step, OUTPUTS, ALIGNED)
+            w = weights + width(steps_ptr, step, WEIGHT, ALIGNED)
+            bias, tap, around = (
+                field(steps_ptr, step, BIAS),
+                field(steps_ptr, step, TAP),
+                field(steps_ptr, step, AROUND),
+            )
+            x = first + field(steps_ptr, step, SOURCE) * region_size
+            y = first + field(steps_ptr, step, TARGET) * region_size
+            HALF: tl.constexpr = BLOCK_O // 2
+            for tile_o in range(0, tl.cdiv(O, BLOCK_O)):
+                acc = _product(x, w, I, O, tile_o, EVEN, PRECISION, BLOCK_P, BLOCK_O, BLOCK_I)
+                # The epilogue takes the tile in halves: with a whole one its operands would spill.
+                left, right = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
+                for half in tl.static_range(2):
+                    acc = left if half == 0 else right
+                    offs_o = tile_o * BLOCK_O + half * HALF + tl.arange(0, HALF)
+                    mask_o = offs_o < O
+                    own = rows[:, None] * O + offs_o[None, :]
+                    if bias >= 0:
+                        acc = _activated(acc, bias_ptr + bias, offs_o, mask_o)
+                    if around >= 0:
+                        # The result takes the place of what is added to it, each element by way of the thread that read
+                        # it: no tile has fewer elements than threads, so no other thread reads it too.
+                        before = tl.load(first + around * region_size + own, mask=mask_o[None, :], other=0.0)
+                        acc = (acc + before.to(tl.float32)) * INVERSE_SQRT_2
+                    tl.store(y + own, acc.to(scratch_ptr.dtype.element_ty), mask=mask_o[None, :])
+                    if tap >= 0:
+                        more_red, more_green, more_blue = _colours(weights + tap, acc, O, offs_o, mask_o)
+                        red += more_red
+                        green += more_green
+                        blue += more_blue
+            tl.debug_barrier()
+
+        colours, mask_p = rgb_ptr + (b * P + start) * 3 + rows * 3, rows < P - start
+        tl.store(colours, red + tl.load(bias_ptr), mask=mask_p)
+        tl.store(colours + 1, green + tl.load(bias_ptr + 1), mask=mask_p)
+        tl.store(colours + 2, blue + tl.load(bias_ptr + 2), mask=mask_p)
+
+
+def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
+    """Colours at coordinates.
+
+    Args:
+        network: its parameters.
+        coords: float32 [B|1, P, D].
+        at: where the table is read, float32 [B|1, P, 2]; the coordinates themselves unless given.
+        dtype: of weights and activations: bfloat16, float16 or float32.
+
+    Returns:
+        float32 [B, P, 3].
+    """
+    B, (P, D) = network.batch, coords.shape[1:]
+    at = coords if at is None else at
+    plan = layers.plan_of(network)
+    w, biases = layers.packed(network, plan, dtype)
+    arch = architecture(coords.device)
+    tiles = stack_tiles(max(network.widths), dtype, arch)
+    encoded = tiles.rows // 2
+    region_size = max(tiles.rows * max(network.widths), encoded * plan.inputs[0])
+    programs = programs_in_flight(B * triton.cdiv(P, tiles.rows), arch)
+    rgb = torch.empty(B, P, 3, dtype=torch.float32, device=coords.device)
+    C, (H, W) = network.freq.shape[0], network.table.shape[:2]
+    arguments = {
+        "coords_ptr": coords.contiguous(),
+        "at_ptr": at.contiguous(),
+        "freq_ptr": network.freq.contiguous(),
+        "phase_ptr": network.phase.contiguous(),
+        "table_ptr": network.table.contiguous(),
+        "steps_ptr": layers.in_memory(plan.steps, coords.device),
+        "w_ptr": w,
+        "bias_ptr": biases,
+        "scratch_ptr": torch.empty(programs, plan.regions, region_size, dtype=dtype, device=coords.device),
+        "rgb_ptr": rgb,
+        "B": B,
+        "P": P,
+        "C": C,
+        "H": H,
+        "W": W,
+        "steps": len(plan.steps),
+        "coords_stride_b": P if coords.shape[0] == B else 0,
+        "at_stride_b": P if at.shape[0] == B else 0,
+        "w_stride_b": w.stride(0),
+        "scratch_size": plan.regions * region_size,
+        "region_size": region_size,
+    }
+    constants = {
+        "D": D,
+        "ALIGN_CORNERS": network.align_corners,
+        "EVEN": all(inputs % tiles.depth == 0 for inputs in plan.inputs),
+        "ALIGNED": plan.aligned,
+        "PRECISION": precision(dtype, arch),
+        "BLOCK_P": tiles.rows,
+        "BLOCK_O": tiles.cols,
+        "BLOCK_I": tiles.depth,
+        "ENCODED": encoded,
+        "BLOCK_C": min(32, triton.next_power_of_2(C)),
+    }
+    run(stack_kernel, (programs,), arguments, constants, tiles)
+    return rgb
