@@ -1,16 +1,11 @@
 """The report as tables for a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from .chips import Floor
 from .disassembly import COLUMNS
-
-if TYPE_CHECKING:
-    from .report import KernelReport
-    from .totals import Total
+from .figures import KernelReport
+from .totals import Total
 
 Cell = str | int | float | None
 

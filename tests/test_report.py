@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="no Triton")
 
 from cips_fast import grids
 from cips_fast import reference as ref
-from cips_fast.kernels import chips, ledger, mod_fc_bwd, published, report, tables, totals
+from cips_fast.kernels import chips, figures, ledger, mod_fc_bwd, published, report, tables, totals
 from cips_fast.kernels.compile import Resources, compile_call, resources
 from cips_fast.kernels.disassembly import mix, multiplying_loop
 from cips_fast.kernels.launch import CHIPS
@@ -22,12 +22,12 @@ from cips_fast.kernels.production import launches, meta
 def find_launch(target, kernel, words, factors="bf16"):
     wanted = (f"{kernel}_kernel", words, factors)
     calls = launches(target, (1,))
-    return next(c for c in calls if (c.kernel.fn.__name__, report.describe(c), report.factors_of(c)) == wanted)
+    return next(c for c in calls if (c.kernel.fn.__name__, figures.describe(c), figures.factors_of(c)) == wanted)
 
 
 def report_on(target, *which):
     call = find_launch(target, *which)
-    return report.report_on(target, call, resources(compile_call(call, target)))
+    return figures.report_on(target, call, resources(compile_call(call, target)))
 
 
 def test_known_figures_of_a_layer():
@@ -66,7 +66,7 @@ def test_json_has_everything(capsys):
     names = ("embedding_bwd_table", "512"), ("embedding_bwd_table", "512 add"), ("embedding_bwd_at", "512")
     assert launches == [("sm_80", *name) for name in names]
     for kernel in everything["kernels"]:
-        assert set(kernel) == set(report.KernelReport.__dataclass_fields__)
+        assert set(kernel) == set(figures.KernelReport.__dataclass_fields__)
         assert kernel["loop"] is None
         assert set(kernel["occupancy"]) == {"programs", "warps", "limit"}
         assert kernel["floors"]["A100 80 GB"]["bound"] == "memory"
