@@ -145,7 +145,7 @@ class WithoutBarriers(EmulatedGPU):
         return Program(ptx), metadata
 
 
-# After the encoding, and after the first layer, which a barrier of the compiler's doubles: either is enough, and without
+# After the encoding; and after the first layer, which a barrier of the compiler's doubles: either is enough, without
 # both it shows. What doubles the barrier after later layers guards shared memory too: its loss cannot be told apart.
 @pytest.mark.parametrize(("architecture", "place", "following"), [("sm_80", 0, 0), ("sm_90", 0, 0), ("sm_90", 1, 1)])
 def test_missing_barriers_show(architecture, place, following, two_programs, small_tiles, poison):
