@@ -56,13 +56,15 @@ def synthesis(
         raise ValueError(f"pixel_chunk: got {pixel_chunk}, must be at least 1, or None to keep all activations")
     functional.check_choice("inference", inference, ("auto", "stack", "layered"))
     at = coords if at is None else at
+    _check_points(network, coords, at)
     tensors = network.tensors()
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (coords, at, *tensors))
     dtype = autocast_dtype(coords) or coords.dtype
     chosen = functional.resolve_backend(backend, coords.device, dtype)
     plain = activation == "lrelu" and noise_strength is None
     if chosen == "triton" and plain and not (differentiated and network.residual):
-        _check_dims(coords)
+        if coords.shape[-1] not in (2, 3):
+            raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
         arguments = (coords.float(), at.float(), tensors, len(network.weights))
         if not differentiated:
             return network_ops.render(*arguments, network.residual, network.align_corners, dtype, inference)
@@ -74,9 +76,12 @@ def synthesis(
     return _in_chunks(colours, coords, at, pixel_chunk, random=noise_strength is not None)
 
 
-def _check_dims(coords: Tensor) -> None:
-    if coords.shape[-1] not in (2, 3):
-        raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
+def _check_points(network: Network, coords: Tensor, at: Tensor) -> None:
+    batch, dims = network.batch, network.freq.shape[1]
+    if coords.dim() != 3 or coords.shape[0] not in (1, batch) or coords.shape[2] != dims:
+        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [{batch}|1, P, {dims}]")
+    if at.shape != (*coords.shape[:2], 2):
+        raise ValueError(f"at: got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]}, where the table is read")
 
 
 def _in_chunks(

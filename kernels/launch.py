@@ -99,6 +99,16 @@ STACK_TILES = {
     "default": {"half": Tiles(64, 64, 32, 4, 2), "tf32": Tiles(64, 64, 32, 4, 2), "ieee": Tiles(32, 64, 16, 4, 1)},
     INTERPRETER: {kind: Tiles(64, 64, 32, 4, 1) for kind in STACK},
 }
+# The same with activations on chip: no layer is wider than a tile, and `depth` channels are encoded at a time. There is
+# nothing for full float32 products, nor for AMD's graphics chips: their registers hold no such tile.
+NARROW = {"half": Tiles(128, 128, 16, 8, 2), "tf32": Tiles(64, 128, 16, 8, 2)}
+NARROW_TILES = {
+    **dict.fromkeys(("sm_80", "sm_86", "sm_90", "sm_120"), NARROW),
+    "sm_100": NARROW | {"half": Tiles(64, 128, 16, 4, 2)},
+    "gfx90a": {"half": NARROW["half"]},
+    "gfx942": {"half": NARROW["half"]},
+    INTERPRETER: {kind: Tiles(64, 64, 16, 4, 1) for kind in STACK},
+}
 # Elements of a tile of whole rows: 16 a thread, so that one sample's 512² weights make 128 programs.
 ROW_ELEMENTS = 2048
 # What a first run on a GPU tries beside the table's entry.
@@ -155,6 +165,13 @@ def stack_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles:
     family = _family(architecture)
     tiles = STACK_TILES[family][kind]
     return replace(tiles, cols=min(tiles.cols, max(16, _power_of_two(width))))
+
+
+def narrow_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles | None:
+    """The table's tiles for a whole network that stays on chip, of at most `width` channels; None if it does not."""
+    kind = "half" if dtype.itemsize == 2 else precision(dtype, architecture)
+    tiles = NARROW_TILES.get(_family(architecture), {}).get(kind)
+    return None if tiles is None or width > tiles.cols else replace(tiles, cols=max(16, _power_of_two(width)))
 
 
 def programs_in_flight(items: int, architecture: str) -> int:

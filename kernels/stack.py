@@ -90,14 +90,14 @@ def _product(
 
 
 @triton.jit
-def _activated(acc, bias_ptr, offs_o, mask_o):
+def activated(acc, bias_ptr, offs_o, mask_o):
     """lrelu(acc + β): float32 [ROWS, BLOCK_O]."""
     acc += tl.load(bias_ptr + offs_o, mask=mask_o, other=0.0)[None, :]
     return tl.where(acc > 0, acc, acc * SLOPE)
 
 
 @triton.jit
-def _colours(t_ptr, y, O, offs_o, mask_o):
+def colours(t_ptr, y, O, offs_o, mask_o):
     """y Tᵀ of some channels: T [3, O], y float32 [ROWS, BLOCK_O] -> red, green and blue [ROWS]."""
     t0 = tl.load(t_ptr + offs_o, mask=mask_o, other=0.0).to(tl.float32)
     t1 = tl.load(t_ptr + O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
@@ -162,7 +162,7 @@ def stack_kernel(
                 acc = _product(first, weights, I, O, tile_o, EVEN, PRECISION, ENCODED, BLOCK_O, BLOCK_I)
                 offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
                 mask_o = offs_o < O
-                acc = _activated(acc, bias_ptr + field(steps_ptr, 0, BIAS), offs_o, mask_o)
+                acc = activated(acc, bias_ptr + field(steps_ptr, 0, BIAS), offs_o, mask_o)
                 y_ptrs = first + region_size + own[:, None] * O + offs_o[None, :]
                 tl.store(y_ptrs, acc.to(scratch_ptr.dtype.element_ty), mask=mask_o[None, :])
             tl.debug_barrier()
@@ -191,7 +191,7 @@ def stack_kernel(
                     mask_o = offs_o < O
                     own = rows[:, None] * O + offs_o[None, :]
                     if bias >= 0:
-                        acc = _activated(acc, bias_ptr + bias, offs_o, mask_o)
+                        acc = activated(acc, bias_ptr + bias, offs_o, mask_o)
                     if around >= 0:
                         # The result takes the place of what is added to it, each element by way of the thread that read
                         # it: no tile has fewer elements than threads, so no other thread reads it too.
@@ -199,16 +199,16 @@ def stack_kernel(
                         acc = (acc + before.to(tl.float32)) * INVERSE_SQRT_2
                     tl.store(y + own, acc.to(scratch_ptr.dtype.element_ty), mask=mask_o[None, :])
                     if tap >= 0:
-                        more_red, more_green, more_blue = _colours(weights + tap, acc, O, offs_o, mask_o)
+                        more_red, more_green, more_blue = colours(weights + tap, acc, O, offs_o, mask_o)
                         red += more_red
                         green += more_green
                         blue += more_blue
             tl.debug_barrier()
 
-        colours, mask_p = rgb_ptr + (b * P + start) * 3 + rows * 3, rows < P - start
-        tl.store(colours, red + tl.load(bias_ptr), mask=mask_p)
-        tl.store(colours + 1, green + tl.load(bias_ptr + 1), mask=mask_p)
-        tl.store(colours + 2, blue + tl.load(bias_ptr + 2), mask=mask_p)
+        pixels, mask_p = rgb_ptr + (b * P + start) * 3 + rows * 3, rows < P - start
+        tl.store(pixels, red + tl.load(bias_ptr), mask=mask_p)
+        tl.store(pixels + 1, green + tl.load(bias_ptr + 1), mask=mask_p)
+        tl.store(pixels + 2, blue + tl.load(bias_ptr + 2), mask=mask_p)
 
 
 def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
@@ -224,36 +224,14 @@ def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype:
         float32 [B, P, 3].
     """
     B, (P, D) = network.batch, coords.shape[1:]
-    at = coords if at is None else at
-    plan = layers.plan_of(network)
-    w, biases = layers.packed(network, plan, dtype)
-    arch = architecture(coords.device)
-    tiles = stack_tiles(max(network.widths), dtype, arch)
+    plan, arch, widest = layers.plan_of(network), architecture(coords.device), max(network.widths)
+    tiles = stack_tiles(widest, dtype, arch)
     encoded = tiles.rows // 2
-    region_size = max(tiles.rows * max(network.widths), encoded * plan.inputs[0])
+    region_size = max(tiles.rows * widest, encoded * plan.inputs[0])
     programs = programs_in_flight(B * triton.cdiv(P, tiles.rows), arch)
-    rgb = torch.empty(B, P, 3, dtype=torch.float32, device=coords.device)
-    C, (H, W) = network.freq.shape[0], network.table.shape[:2]
-    arguments = {
-        "coords_ptr": coords.contiguous(),
-        "at_ptr": at.contiguous(),
-        "freq_ptr": network.freq.contiguous(),
-        "phase_ptr": network.phase.contiguous(),
-        "table_ptr": network.table.contiguous(),
-        "steps_ptr": layers.in_memory(plan.steps, coords.device),
-        "w_ptr": w,
-        "bias_ptr": biases,
+    arguments = layers.arguments(network, plan, coords, at, dtype) | {
         "scratch_ptr": torch.empty(programs, plan.regions, region_size, dtype=dtype, device=coords.device),
-        "rgb_ptr": rgb,
         "B": B,
-        "P": P,
-        "C": C,
-        "H": H,
-        "W": W,
-        "steps": len(plan.steps),
-        "coords_stride_b": P if coords.shape[0] == B else 0,
-        "at_stride_b": P if at.shape[0] == B else 0,
-        "w_stride_b": w.stride(0),
         "scratch_size": plan.regions * region_size,
         "region_size": region_size,
     }
@@ -267,7 +245,7 @@ def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype:
         "BLOCK_O": tiles.cols,
         "BLOCK_I": tiles.depth,
         "ENCODED": encoded,
-        "BLOCK_C": min(32, triton.next_power_of_2(C)),
+        "BLOCK_C": min(32, triton.next_power_of_2(arguments["C"])),
     }
     run(stack_kernel, (programs,), arguments, constants, tiles)
-    return rgb
+    return arguments["rgb_ptr"]

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import Argument
 from .modulate import modulate_fwd
 from .network import Network
 
@@ -149,6 +150,34 @@ def packed(network: Network, plan: Plan, dtype: torch.dtype) -> tuple[Tensor, Te
             modulate_fwd(*next(taps), demodulate=False, gain=1.0, dtype=dtype, w=target)
     colours = torch.stack([bias.float() for bias in network.tap_biases]).sum(0)
     return w, torch.cat([colours, *(GAIN * bias.float() for bias in network.biases)])
+
+
+def arguments(
+    network: Network, plan: Plan, coords: Tensor, at: Tensor | None, dtype: torch.dtype
+) -> dict[str, Argument]:
+    """What such a kernel takes, by name; `rgb_ptr`, float32 [B, P, 3], is where it writes the colours."""
+    B, P, device = network.batch, coords.shape[1], coords.device
+    at = coords if at is None else at
+    w, biases = packed(network, plan, dtype)
+    return {
+        "coords_ptr": coords.contiguous(),
+        "at_ptr": at.contiguous(),
+        "freq_ptr": network.freq.contiguous(),
+        "phase_ptr": network.phase.contiguous(),
+        "table_ptr": network.table.contiguous(),
+        "steps_ptr": in_memory(plan.steps, device),
+        "w_ptr": w,
+        "bias_ptr": biases,
+        "rgb_ptr": torch.empty(B, P, 3, dtype=torch.float32, device=device),
+        "P": P,
+        "C": network.freq.shape[0],
+        "H": network.table.shape[0],
+        "W": network.table.shape[1],
+        "steps": len(plan.steps),
+        "coords_stride_b": P if coords.shape[0] == B else 0,  # in points
+        "at_stride_b": P if at.shape[0] == B else 0,
+        "w_stride_b": w.stride(0),
+    }
 
 
 @lru_cache
