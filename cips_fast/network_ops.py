@@ -44,6 +44,7 @@ def synthesis(
     at: Tensor,
     tensors: list[Tensor],
     layers: int,
+    residual: bool,
     align_corners: bool,
     dtype: torch.dtype,
     pixel_chunk: int,
@@ -51,7 +52,7 @@ def synthesis(
     """Colours, float32 [B, P, 3], and what the backward pass needs, activations too unless `pixel_chunk` > 0."""
     from .kernels import layered
 
-    network = _dense_network(tensors, layers, False, align_corners)
+    network = _dense_network(tensors, layers, residual, align_corners)
     points, weights = layered.Points.of(coords, at), layered.modulate(network, dtype)
     rgb = coords.new_empty(network.batch, coords.shape[1], 3, dtype=torch.float32)
     if pixel_chunk:
@@ -67,19 +68,23 @@ def _(
     at: Tensor,
     tensors: list[Tensor],
     layers: int,
+    residual: bool,
     align_corners: bool,
     dtype: torch.dtype,
     pixel_chunk: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    network = Network.from_tensors(tensors, layers, False, align_corners)
+    from .kernels import layered
+
+    network = Network.from_tensors(tensors, layers, residual, align_corners)
     B, P = network.batch, coords.shape[1]
     saved = []
     for weights in (network.weights, network.tap_weights):
         saved += [coords.new_empty(B, *weight.shape, dtype=dtype) for weight in weights]
         saved += [coords.new_empty(B, weight.shape[0], dtype=torch.float32) for weight in weights]
+    saved += [coords.new_empty(B, *weight.shape, dtype=dtype) for weight in network.shortcuts]
     if not pixel_chunk:
-        saved.append(coords.new_empty(coords.shape[0], P, 2 * network.freq.shape[0], dtype=dtype))
-        saved += [coords.new_empty(B, P, width, dtype=dtype) for width in network.widths]
+        x0 = coords.new_empty(coords.shape[0], P, 2 * network.freq.shape[0], dtype=dtype)
+        saved += layered.Activations.empty(network, x0).tensors()
     return coords.new_empty(B, P, 3, dtype=torch.float32), saved
 
 
@@ -91,6 +96,7 @@ def synthesis_bwd(
     tensors: list[Tensor],
     saved: list[Tensor],
     layers: int,
+    residual: bool,
     align_corners: bool,
     dtype: torch.dtype,
     pixel_chunk: int,
@@ -99,12 +105,12 @@ def synthesis_bwd(
     """Gradients of `tensors`, and those of `coords` and `at` if wanted."""
     from .kernels import layered
 
-    network = _dense_network(tensors, layers, False, align_corners)
-    weights, kept = layered.Weights.from_tensors(saved, layers)
+    network = _dense_network(tensors, layers, residual, align_corners)
+    weights, kept = layered.Weights.from_tensors(saved, network)
     points = layered.Points.of(coords, at)
     gradients = layered.Gradients(network, weights, points, want_coords=want_coords)
     if kept:
-        gradients.add(0, coords.shape[1], layered.Activations(kept[0], kept[1:]), drgb)
+        gradients.add(0, coords.shape[1], layered.Activations.from_tensors(kept, network), drgb)
     else:
         gradients.recompute(pixel_chunk, drgb, dtype)
     of_points = [gradients.coords, gradients.at] if want_coords else []
@@ -129,11 +135,11 @@ def _differentiate_synthesis(ctx: Any, drgb: Tensor | None, _: Any) -> tuple:
         return None, None, [None] * ctx.count, *[None] * len(ctx.options)
     coords, at, *rest = ctx.saved_tensors
     tensors, saved = rest[: ctx.count], rest[ctx.count :]
-    layers, align_corners, dtype, _ = ctx.options
+    layers, residual, align_corners, dtype, _ = ctx.options
     if torch.is_grad_enabled():
 
         def formula(coords: Tensor, at: Tensor, *tensors: Tensor) -> Tensor:
-            network = Network.from_tensors(tensors, layers, False, align_corners)
+            network = Network.from_tensors(tensors, layers, residual, align_corners)
             return ref.synthesis_ref(network, coords, at, dtype=dtype).to(drgb.dtype)
 
         dcoords, dat, *gradients = through_reference(formula, [coords, at, *tensors], drgb)

@@ -1,8 +1,8 @@
 """A whole network from coordinates to colours, as one differentiable operation.
 
-On the kernels a network without residual blocks is one operator with a fused backward pass (kernels/layered.py), and
-where no gradient is wanted any network may be one launch (kernels/stack.py). Everything else goes layer by layer
-through the public operations: other backends, sine activations, noise, and residual blocks where a gradient is wanted.
+On the kernels a network is one operator with a fused backward pass (kernels/layered.py), and where no gradient is
+wanted it may be one launch (kernels/stack.py). Everything else goes layer by layer through the public operations: other
+backends, sine activations and noise.
 """
 
 import math
@@ -62,13 +62,14 @@ def synthesis(
     dtype = autocast_dtype(coords) or coords.dtype
     chosen = functional.resolve_backend(backend, coords.device, dtype)
     plain = activation == "lrelu" and noise_strength is None
-    if chosen == "triton" and plain and not (differentiated and network.residual):
+    if chosen == "triton" and plain:
         if coords.shape[-1] not in (2, 3):
             raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
-        arguments = (coords.float(), at.float(), tensors, len(network.weights))
+        form = (len(network.weights), network.residual, network.align_corners)
+        arguments = (coords.float(), at.float(), tensors, *form, dtype)
         if not differentiated:
-            return network_ops.render(*arguments, network.residual, network.align_corners, dtype, inference)
-        return network_ops.synthesis(*arguments, network.align_corners, dtype, pixel_chunk or 0)[0]
+            return network_ops.render(*arguments, inference)
+        return network_ops.synthesis(*arguments, pixel_chunk or 0)[0]
 
     def colours(coords: Tensor, at: Tensor) -> Tensor:
         return _layer_by_layer(network, coords, at, activation, noise_strength, chosen)

@@ -94,10 +94,12 @@ def _mod_fc_fwd(call: Call) -> Elements:
         "x_ptr": tiles_o * B * P * I,
         "w_ptr": tiles_p * B * O * I,
         "bias_ptr": tiles_p * B * O,
+        "around_ptr": B * P * O,
         "rgb_w_ptr": tiles_p * B * O * 3,
     }
     flop = 2 * B * P * O * (I + 3 * (call.arguments["rgb_w_ptr"] is not None))
-    return Elements(loads, {"y_ptr": B * P * O, "rgb_ptr": tiles_o * B * P * 3}, flop)
+    stores = {"y_ptr": B * P * O, "signs_ptr": B * P * O, "rgb_ptr": tiles_o * B * P * 3}
+    return Elements(loads, stores, flop)
 
 
 def _mod_fc_act_bwd(call: Call) -> Elements:
@@ -114,12 +116,14 @@ def _mod_fc_dgrad(call: Call) -> Elements:
     loads = {
         "dz_ptr": tiles_i * B * P * O,
         "w_ptr": tiles_p * B * O * I,
+        "around_ptr": outer * P * I,
         "below_ptr": outer * P * I,
         "drgb_ptr": 2 * tiles_i * outer * P * 3,  # for each half of the tile
         "rgb_w_ptr": tiles_p * outer * 3 * I,
     }
     flop = 2 * B * P * I * (O + 3 * (call.arguments["rgb_w_ptr"] is not None))
-    return Elements(loads, {"dx_ptr": outer * P * I, "sums_ptr": tiles_p * outer * I}, flop)
+    stores = {"dx_ptr": outer * P * I, "passed_ptr": outer * P * I, "sums_ptr": tiles_p * outer * I}
+    return Elements(loads, stores, flop)
 
 
 def _mod_fc_wgrad(call: Call) -> Elements:

@@ -59,9 +59,8 @@ def describe(call: Call) -> str:
     channels = f"{a['I']}→{a['O']}" if "I" in a else str(a.get("O", a.get("C", "")))
     extras = {
         f"{a.get('steps')} layers": "steps" in a,
-        "residual": constants.get("RESIDUAL", False),
         "tap": a.get("rgb_w_ptr") is not None,
-        "below": a.get("below_ptr") is not None,
+        **{name: a.get(f"{name}_ptr") is not None for name in ("around", "below", "signs", "passed")},
         "shared": constants.get("SUM_B", False),
         "add": constants.get("ADD", False),
         f"{constants.get('D')}-D": "D" in constants,

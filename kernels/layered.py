@@ -4,9 +4,10 @@ Layers run over one chunk before the next, so that what one launch writes the ne
 the product that makes a layer's input gradient does all else that the layer below needs (mod_fc_bwd.py): no pass goes
 over activations besides the products. Gradients of weights add up over chunks in place.
 
-    B images   P pixels   C channels of each half of the encoding   L layers   n pixels of a chunk
+A residual block, (y + x)/√2, ends in the epilogue of its second layer, which also keeps the sign of y for lrelu'. Going
+back, the epilogue that makes the gradient of the block's output hands half the power of it on to both y and x.
 
-Without `residual` only: the fused backward pass takes every layer's input to be an lrelu's output.
+    B images   P pixels   C channels of each half of the encoding   L layers   n pixels of a chunk
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,8 @@ from .network import Network
 
 GAIN = 2**0.5
 # Tensors of a chunk that launches hand on to each other through L2: a layer's input and output; going back, where
-# activations come from memory and every chunk costs a pass over the weights' gradients, the gradient alone.
+# activations come from memory and every chunk costs a pass over the weights' gradients, the gradient alone. Residual
+# blocks have one more.
 FORWARD_TENSORS, BACKWARD_TENSORS = 2, 1
 
 
@@ -38,16 +40,18 @@ class Weights:
     layer_scales: list[Tensor]  # demodulation coefficients, float32 [B, O]
     taps: list[Tensor]  # [B, 3, O]
     tap_scales: list[Tensor]
+    shortcuts: list[Tensor]  # [B, O, I], not modulated
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order of the fields."""
-        return [*self.layers, *self.layer_scales, *self.taps, *self.tap_scales]
+        return [*self.layers, *self.layer_scales, *self.taps, *self.tap_scales, *self.shortcuts]
 
     @staticmethod
-    def from_tensors(tensors: Sequence[Tensor], layers: int) -> tuple["Weights", list[Tensor]]:
-        """What `tensors` gave for a network of so many layers, and the tensors that follow it."""
+    def from_tensors(tensors: Sequence[Tensor], network: Network) -> tuple["Weights", list[Tensor]]:
+        """What `tensors` gave for such a network, and the tensors that follow it."""
         rest = iter(tensors)
-        counts = (layers, layers, layers // 2, layers // 2)
+        layers, taps = len(network.weights), len(network.tap_weights)
+        counts = (layers, layers, taps, taps, len(network.shortcuts))
         return Weights(*([next(rest) for _ in range(count)] for count in counts)), list(rest)
 
 
@@ -56,15 +60,31 @@ class Activations:
     """What the backward pass needs of a range of pixels."""
 
     x0: Tensor  # [B|1, n, 2C]
-    layers: list[Tensor]  # every layer's output [B, n, O]
+    layers: list[Tensor]  # what every layer hands on, where a residual block ends its output [B, n, O]
+    signs: list[Tensor]  # of every residual block: where its last layer's own output is positive, uint8 [B, n, O]
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order of the fields."""
-        return [self.x0, *self.layers]
+        return [self.x0, *self.layers, *self.signs]
+
+    @staticmethod
+    def from_tensors(tensors: Sequence[Tensor], network: Network) -> "Activations":
+        """From `tensors`, of such a network."""
+        layers = len(network.weights)
+        return Activations(tensors[0], list(tensors[1 : 1 + layers]), list(tensors[1 + layers :]))
+
+    @staticmethod
+    def empty(network: Network, x0: Tensor) -> "Activations":
+        """Memory for those that follow an encoding [B|1, n, 2C]."""
+        shape, widths = (network.batch, x0.shape[1]), network.widths
+        layers = [x0.new_empty(*shape, width) for width in widths]
+        signs = [x0.new_empty(*shape, widths[end], dtype=torch.uint8) for end in network.blocks]
+        return Activations(x0, layers, signs)
 
     def part(self, start: int, end: int) -> "Activations":
         """Some of the pixels."""
-        return Activations(self.x0[:, start:end], [y[:, start:end] for y in self.layers])
+        parts = ([t[:, start:end] for t in tensors] for tensors in (self.layers, self.signs))
+        return Activations(self.x0[:, start:end], *parts)
 
 
 @dataclass(frozen=True)
@@ -94,7 +114,8 @@ def modulate(network: Network, dtype: torch.dtype) -> Weights:
         modulate_fwd(weight, style, demodulate=False, gain=1.0, dtype=dtype)
         for weight, style in zip(network.tap_weights, network.tap_styles, strict=True)
     ]
-    return Weights([w for w, _ in layers], [d for _, d in layers], [w for w, _ in taps], [d for _, d in taps])
+    shortcuts = [w.to(dtype).expand(network.batch, -1, -1).contiguous() for w in network.shortcuts]
+    return Weights(*_columns(layers), *_columns(taps), shortcuts)
 
 
 def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
@@ -133,23 +154,35 @@ def forward(network: Network, weights: Weights, x0: Tensor, rgb: Tensor | None) 
     Returns:
         x0 and the outputs of all layers.
     """
-    B, n = network.batch, x0.shape[1]
-    kept = Activations(x0, [x0.new_empty(B, n, width) for width in network.widths])
-    for start, end in ranges(n, _chunk(network, FORWARD_TENSORS, x0.dtype)):
+    kept = Activations.empty(network, x0)
+    for start, end in ranges(x0.shape[1], _chunk(network, FORWARD_TENSORS, x0.dtype)):
         part = kept.part(start, end)
-        _forward_chunk(network, weights, part.x0, None if rgb is None else rgb[:, start:end], part.layers)
+        _forward_chunk(network, weights, part.x0, None if rgb is None else rgb[:, start:end], part)
     return kept
 
 
-def _forward_chunk(
-    network: Network, weights: Weights, x: Tensor, rgb: Tensor | None, outputs: list[Tensor] | None
-) -> None:
-    """All layers for pixels that fit in L2, written to `outputs` if given."""
+def _forward_chunk(network: Network, weights: Weights, x: Tensor, rgb: Tensor | None, kept: Activations | None) -> None:
+    """All layers for pixels that fit in L2, written to `kept` if given."""
     taps = {} if rgb is None else dict(zip(network.tapped, weights.taps, strict=True))
-    parts = []
+    signs = {} if kept is None else dict(zip(network.blocks, kept.signs, strict=True))
+    parts, before = [], x
     for place, (w, bias) in enumerate(zip(weights.layers, network.biases, strict=True)):
-        y = None if outputs is None else outputs[place]
-        x, part = mod_fc_fwd(x, w, bias, lrelu=True, gain=GAIN, rgb_w=taps.get(place), y=y)
+        around = before if place in network.blocks else None
+        shortcut = network.blocks.get(place)
+        if shortcut is not None:
+            around, _ = mod_fc_fwd(before, weights.shortcuts[shortcut], None, lrelu=False)
+        before = x
+        x, part = mod_fc_fwd(
+            x,
+            w,
+            bias,
+            lrelu=True,
+            gain=GAIN,
+            around=around,
+            rgb_w=taps.get(place),
+            y=None if kept is None else kept.layers[place],
+            signs=signs.get(place),
+        )
         parts += [] if part is None else [part]
     if rgb is not None:
         tap_bias = torch.stack([bias.float() for bias in network.tap_biases]).sum(0)
@@ -171,6 +204,7 @@ class Gradients:
         self.layer_parts: list[Tensor | None] = [None] * len(weights.layers)  # float32 [B, splits, O, I]
         self.tap_parts: list[Tensor | None] = [None] * len(weights.taps)
         self.bias_parts: list[list[Tensor]] = [[] for _ in weights.layers]  # float32 [parts, O]
+        self.shortcut_parts: list[Tensor | None] = [None] * len(weights.shortcuts)
         self.freq = torch.zeros_like(network.freq, dtype=torch.float32)
         self.phase = torch.zeros_like(network.phase, dtype=torch.float32)
         self.table: Tensor | None = None
@@ -194,26 +228,42 @@ class Gradients:
             self.add(start, end, activations, drgb[:, start:end])
 
     def _add_layers(self, activations: Activations, drgb: Tensor, dx0: Tensor) -> None:
-        tapped = self.network.tapped
-        colours = drgb.to(dx0.dtype)
-        for tap, place in enumerate(tapped):
-            self.tap_parts[tap] = mod_fc_wgrad(colours, activations.layers[place], self.tap_parts[tap])
-        taps = dict(zip(tapped, self.weights.taps, strict=True))
-        inputs = [activations.x0, *activations.layers]
-        last = len(self.weights.layers) - 1
-        # The last layer is tapped and read by nothing else: its gradient is that of the tap's input.
-        dz, sums = mod_fc_dgrad(colours, taps[last], below=inputs[last + 1], want_sums=True)
+        network, weights = self.network, self.weights
+        colours, outputs = drgb.to(dx0.dtype), activations.layers
+        for tap, place in enumerate(network.tapped):
+            self.tap_parts[tap] = mod_fc_wgrad(colours, outputs[place], self.tap_parts[tap])
+        taps = dict(zip(network.tapped, weights.taps, strict=True))
+        signs = dict(zip(network.blocks, activations.signs, strict=True))
+        # The last layer is tapped and read by nothing else: its gradient comes through the tap as through a layer.
+        dz, w, last = colours, taps.pop(len(outputs) - 1), len(outputs) - 1
+        around = passed = None
         for place in range(last, -1, -1):
-            self.bias_parts[place].append(sums)
-            self.layer_parts[place] = mod_fc_wgrad(dz, inputs[place], self.layer_parts[place])
-            w = self.weights.layers[place]
-            if place == 0:
-                mod_fc_dgrad(dz, w, shared=dx0.shape[0] != w.shape[0], dx=dx0)
-                return
-            tap = taps.get(place - 1)
+            y, x = outputs[place], outputs[place - 1] if place else activations.x0
+            if place in signs:
+                passed = torch.empty_like(y, memory_format=torch.contiguous_format)
+            tap = taps.get(place)
             dz, sums = mod_fc_dgrad(
-                dz, w, below=inputs[place], drgb=None if tap is None else drgb, rgb_w=tap, want_sums=True
+                dz,
+                w,
+                around=around,
+                below=signs.get(place, y),
+                drgb=None if tap is None else drgb,
+                rgb_w=tap,
+                want_sums=True,
+                passed=passed if place in signs else None,
             )
+            self.bias_parts[place].append(sums)
+            self.layer_parts[place] = mod_fc_wgrad(dz, x, self.layer_parts[place])
+            around = self._around(passed, x, network.blocks[place + 1]) if place + 1 in signs else None
+            w = weights.layers[place]
+        mod_fc_dgrad(dz, w, shared=dx0.shape[0] != network.batch, dx=dx0)
+
+    def _around(self, passed: Tensor, x: Tensor, shortcut: int | None) -> Tensor:
+        """The gradient that comes to a residual block's input x around the block."""
+        if shortcut is None:
+            return passed
+        self.shortcut_parts[shortcut] = mod_fc_wgrad(passed, x, self.shortcut_parts[shortcut])
+        return mod_fc_dgrad(passed, self.weights.shortcuts[shortcut])[0]
 
     def _add_encoding(self, start: int, end: int, dx0: Tensor) -> None:
         network, part = self.network, self.points.part(start, end)
@@ -247,20 +297,20 @@ class Gradients:
                 self.tap_parts, network.tap_weights, network.tap_styles, weights.tap_scales, strict=True
             )
         ]
+        (dweights, dstyles), (dtap_weights, dtap_styles) = _columns(layers), _columns(taps)
         biases = [GAIN * torch.cat(parts).sum(0) for parts in self.bias_parts]
-        gradients = Network(
-            self.freq,
-            self.phase,
-            self.table,
-            [dw for dw, _ in layers],
-            biases,
-            [ds for _, ds in layers],
-            [dw for dw, _ in taps],
-            [drgb.sum((0, 1), dtype=torch.float32) for _ in taps],
-            [ds for _, ds in taps],
-        )
+        # Of equal bits whatever strides autograd gave; one tensor for each, which no two results of an operator share.
+        of_colours = drgb.contiguous().sum((0, 1), dtype=torch.float32)
+        tap_biases = [of_colours.clone() for _ in taps]
+        shortcuts = [parts.sum((0, 1)) for parts in self.shortcut_parts]
+        ordered = [dweights, biases, dstyles, dtap_weights, tap_biases, dtap_styles, shortcuts]
+        gradients = Network(self.freq, self.phase, self.table, *ordered, network.residual)
         pairs = zip(gradients.tensors(), network.tensors(), strict=True)
         return gradients.with_tensors([gradient.to(parameter.dtype) for gradient, parameter in pairs])
+
+
+def _columns(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [first for first, _ in pairs], [second for _, second in pairs]
 
 
 def ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
@@ -270,4 +320,4 @@ def ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
 
 def _chunk(network: Network, tensors: int, dtype: torch.dtype) -> int:
     device = network.freq.device
-    return chunk_pixels(network.batch, max(network.widths), tensors, dtype, architecture(device))
+    return chunk_pixels(network.batch, max(network.widths), tensors + network.residual, dtype, architecture(device))

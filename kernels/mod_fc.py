@@ -2,9 +2,9 @@
 
     y[b,p,o] = act(Σ_i x[b,p,i] W'[b,o,i] + g β[o])        W' already modulated, demodulated and scaled by the gain g
 
-lrelu is positively homogeneous, g·lrelu(v) = lrelu(g·v), so with the gain in W' and β the sign of y is all that the
-backward pass needs of the activation. The product accumulates in float32, and every output element is written by one
-program.
+and where a residual block ends (that + around)/√2. lrelu is positively homogeneous, g·lrelu(v) = lrelu(g·v), so with
+the gain in W' and β the sign of y is all that the backward pass needs of the activation. The product accumulates in
+float32, and every output element is written by one program.
 
     B images   P pixels   I in channels   O out channels
 """
@@ -19,6 +19,7 @@ from .launch import Tiles, precision
 from .tune import product_tiles
 
 SLOPE = tl.constexpr(0.2)
+INVERSE_SQRT_2 = tl.constexpr(0.7071067811865476)
 
 
 @triton.jit
@@ -34,19 +35,32 @@ def place_in_grid(rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr
     return b.to(tl.int64), tile // tiles_cols, tile % tiles_cols, tl.num_programs(0) // tiles
 
 
+@triton.jit
+def colours(t_ptr, y, O, offs_o, mask_o):
+    """y Tᵀ of some channels: T [3, O], y float32 [BLOCK_P, BLOCK_O] -> red, green and blue [BLOCK_P]."""
+    t0 = tl.load(t_ptr + offs_o, mask=mask_o, other=0.0).to(tl.float32)
+    t1 = tl.load(t_ptr + O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
+    t2 = tl.load(t_ptr + 2 * O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
+    return tl.sum(y * t0[None, :], 1), tl.sum(y * t1[None, :], 1), tl.sum(y * t2[None, :], 1)
+
+
 @triton.jit(do_not_specialize=["P"])
 def mod_fc_fwd_kernel(
     x_ptr,  # [B|1, P, I], last stride 1
     w_ptr,  # [B, O, I]
     bias_ptr,  # [O] or None
+    around_ptr,  # [B, P, O], last stride 1, or None
     rgb_w_ptr,  # [B, 3, O] or None
     y_ptr,  # [B, P, O]
+    signs_ptr,  # uint8, laid out as y, or None
     rgb_ptr,  # float32 [tiles of O, B, P, 3] or None
     P,
     I,
     O,
     x_stride_b,
     x_stride_p,
+    around_stride_b,
+    around_stride_p,
     y_stride_b,
     gain,
     LRELU: tl.constexpr,
@@ -56,7 +70,7 @@ def mod_fc_fwd_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    """y = act(x W'ᵀ + g β), and if asked the tile's share of the colours, Σ_o y[p,o] T'[c,o]."""
+    """y = act(x W'ᵀ + g β), or (that + around)/√2; if asked the tile's share of the colours, Σ_o y[p,o] T'[c,o]."""
     b, tile_p, tile_o, B = place_in_grid(P, O, BLOCK_P, BLOCK_O)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -76,18 +90,38 @@ def mod_fc_fwd_kernel(
         x_ptrs += BLOCK_I
         w_ptrs += BLOCK_I
 
-    if bias_ptr is not None:
-        acc += gain * tl.load(bias_ptr + offs_o, mask=mask_o, other=0.0).to(tl.float32)[None, :]
-    if LRELU:
-        acc = tl.where(acc > 0, acc, acc * SLOPE)
-    y_ptrs = y_ptr + b * y_stride_b + offs_p[:, None] * O + offs_o[None, :]
-    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=mask_p[:, None] & mask_o[None, :])
-
+    # The epilogue takes the tile in halves: with a whole one its operands would spill.
+    HALF: tl.constexpr = BLOCK_O // 2
+    left, right = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
+    red = tl.zeros([BLOCK_P], tl.float32)
+    green = tl.zeros([BLOCK_P], tl.float32)
+    blue = tl.zeros([BLOCK_P], tl.float32)
+    for half in tl.static_range(2):
+        y = left if half == 0 else right
+        cols = tile_o * BLOCK_O + half * HALF + tl.arange(0, HALF)
+        mask_cols = cols < O
+        mask = mask_p[:, None] & mask_cols[None, :]
+        if bias_ptr is not None:
+            y += gain * tl.load(bias_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
+        if LRELU:
+            y = tl.where(y > 0, y, y * SLOPE)
+        offs_y = b * y_stride_b + offs_p[:, None] * O + cols[None, :]
+        if around_ptr is not None:
+            if signs_ptr is not None:
+                tl.store(signs_ptr + offs_y, (y > 0).to(tl.uint8), mask=mask)
+            around_ptrs = around_ptr + b * around_stride_b + offs_p[:, None] * around_stride_p + cols[None, :]
+            y = (y + tl.load(around_ptrs, mask=mask, other=0.0).to(tl.float32)) * INVERSE_SQRT_2
+        tl.store(y_ptr + offs_y, y.to(y_ptr.dtype.element_ty), mask=mask)
+        if rgb_w_ptr is not None:
+            more_red, more_green, more_blue = colours(rgb_w_ptr + b * 3 * O, y, O, cols, mask_cols)
+            red += more_red
+            green += more_green
+            blue += more_blue
     if rgb_w_ptr is not None:
         rgb_rows = rgb_ptr + ((tile_o * B + b) * P + offs_p) * 3
-        for c in tl.static_range(3):
-            t = tl.load(rgb_w_ptr + (b * 3 + c) * O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
-            tl.store(rgb_rows + c, tl.sum(acc * t[None, :], 1), mask=mask_p)
+        tl.store(rgb_rows, red, mask=mask_p)
+        tl.store(rgb_rows + 1, green, mask=mask_p)
+        tl.store(rgb_rows + 2, blue, mask=mask_p)
 
 
 def mod_fc_fwd(
@@ -97,8 +131,10 @@ def mod_fc_fwd(
     *,
     lrelu: bool,
     gain: float = 1.0,
+    around: Tensor | None = None,
     rgb_w: Tensor | None = None,
     y: Tensor | None = None,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One layer for every pixel.
 
@@ -108,14 +144,18 @@ def mod_fc_fwd(
         bias: [O], any dtype.
         lrelu: activate.
         gain: factor of the bias.
+        around: the input of a residual block that ends here, as wide as its output [B, P, O].
         rgb_w: modulated weights of an RGB tap on the result [B, 3, O].
         y: where the result goes [B, P, O], pixels dense; new memory unless given.
+        signs: where the backward pass shall find which outputs were positive before `around` came to them, uint8, in
+            memory laid out as `y`.
 
     Returns:
         y [B, P, O] of x's dtype, and the tap's colours in parts, float32 [parts, B, P, 3], to be summed.
     """
     (B, O, I), P = w.shape, x.shape[1]
     x, w = dense_rows(x), w.contiguous()
+    around = None if around is None else dense_rows(around)
 
     def attempt(tiles: Tiles) -> tuple[Tensor, Tensor | None]:
         tiles_o = triton.cdiv(O, tiles.cols)
@@ -125,14 +165,18 @@ def mod_fc_fwd(
             "x_ptr": x,
             "w_ptr": w,
             "bias_ptr": None if bias is None else bias.contiguous(),
+            "around_ptr": around,
             "rgb_w_ptr": None if rgb_w is None else rgb_w.contiguous(),
             "y_ptr": out,
+            "signs_ptr": signs,
             "rgb_ptr": rgb,
             "P": P,
             "I": I,
             "O": O,
             "x_stride_b": x.stride(0) if x.shape[0] == B else 0,
             "x_stride_p": x.stride(1),
+            "around_stride_b": 0 if around is None else around.stride(0),
+            "around_stride_p": 0 if around is None else around.stride(1),
             "y_stride_b": out.stride(0),
             "gain": gain,
         }
@@ -142,4 +186,6 @@ def mod_fc_fwd(
         run(mod_fc_fwd_kernel, (B * triton.cdiv(P, tiles.rows) * tiles_o,), arguments, constants | blocks, tiles)
         return out, rgb
 
-    return attempt(product_tiles("fwd" if rgb_w is None else "tap", (P, O, I), B, x, attempt))
+    op = "fwd" if rgb_w is None else "tap" if around is None else "end"
+    variant = "+res" * (around is not None)
+    return attempt(product_tiles(op, (P, O, I), B, x, attempt, variant))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .device import architecture, dense_rows, run
 from .launch import Tiles, elementwise_tiles, pixel_splits, precision
-from .mod_fc import SLOPE, place_in_grid
+from .mod_fc import INVERSE_SQRT_2, SLOPE, place_in_grid
 from .tune import product_tiles
 
 
@@ -52,10 +52,12 @@ def mod_fc_act_bwd_kernel(
 def mod_fc_dgrad_kernel(
     dz_ptr,  # [B, P, O], last stride 1
     w_ptr,  # [B, O, I]
-    below_ptr,  # [B|1, P, I], the activated output of the layer below, or None
+    around_ptr,  # [B|1, P, I] or None
+    below_ptr,  # [B|1, P, I], positive where the layer below activated to something positive, or None
     drgb_ptr,  # float32 [B, P, 3] or None
     rgb_w_ptr,  # [B, 3, I] or None
     dx_ptr,  # [B|1, P, I]
+    passed_ptr,  # [B|1, P, I] or None
     sums_ptr,  # float32 [B|1, tiles of P, I] or None
     B,
     P,
@@ -73,7 +75,10 @@ def mod_fc_dgrad_kernel(
     BLOCK_I: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """dx = dz W' + drgb T'; then, for the layer below, times lrelu'(x) and summed over columns for its bias."""
+    """dx = dz W' + around + drgb T'; then, for the layer below, times lrelu'(x) and summed over columns for its bias.
+
+    Where x = (y + x')/√2 ends a residual block, dx/√2 is passed on to x', and times lrelu'(y) to the layer below.
+    """
     own_b, tile_p, tile_i, _ = place_in_grid(P, I, BLOCK_P, BLOCK_I)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -111,6 +116,12 @@ def mod_fc_dgrad_kernel(
                 t = tl.load(rgb_w_ptr + (own_b * 3 + c) * I + cols, mask=mask_cols, other=0.0).to(tl.float32)
                 part += drgb[:, None] * t[None, :]
         mask = mask_p[:, None] & mask_cols[None, :]
+        own = (own_b * P + offs_p)[:, None] * I + cols[None, :]
+        if around_ptr is not None:
+            part += tl.load(around_ptr + own, mask=mask, other=0.0).to(tl.float32)
+        if passed_ptr is not None:
+            part *= INVERSE_SQRT_2
+            tl.store(passed_ptr + own, part.to(passed_ptr.dtype.element_ty), mask=mask)
         if below_ptr is not None:
             below_ptrs = below_ptr + own_b * below_stride_b + offs_p[:, None] * below_stride_p + cols[None, :]
             part = tl.where(tl.load(below_ptrs, mask=mask, other=0.0) > 0, part, part * SLOPE)
@@ -214,11 +225,13 @@ def mod_fc_dgrad(
     w: Tensor,
     *,
     shared: bool = False,
+    around: Tensor | None = None,
     below: Tensor | None = None,
     drgb: Tensor | None = None,
     rgb_w: Tensor | None = None,
     want_sums: bool = False,
     dx: Tensor | None = None,
+    passed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient of a layer's input; with `below`, the gradient before the activation of the layer below.
 
@@ -226,10 +239,14 @@ def mod_fc_dgrad(
         dz: gradient before this layer's activation [B, P, O].
         w: modulated weights of its dtype [B, O, I].
         shared: x was [1, P, I], and so is its gradient: one product with K = B·O.
-        below: x itself [B|1, P, I], where it is an lrelu's output whose derivative is to be applied.
+        around: gradient that comes to x beside this layer [B|1, P, I].
+        below: what is positive where the lrelu's output below was, whose derivative is to be applied: x itself, or
+            where a residual block ends the signs that `mod_fc_fwd` wrote [B|1, P, I].
         drgb, rgb_w: gradient of an RGB tap's colours on x, float32 [B, P, 3], and its modulated weights [B, 3, I].
         want_sums: sum the result over samples and pixels, for the bias of the layer below.
         dx: where the result goes [B|1, P, I], pixels dense; new memory unless given.
+        passed: given where x = (y + x')/√2 ends a residual block: where the gradient of x' goes, dense [B|1, P, I], and
+            the same is the gradient of y.
 
     Returns:
         dx [B|1, P, I] of dz's dtype, and its sums in parts, float32 [parts, I].
@@ -248,10 +265,12 @@ def mod_fc_dgrad(
         arguments = {
             "dz_ptr": dz,
             "w_ptr": w,
+            "around_ptr": None if around is None else around.contiguous(),
             "below_ptr": below,
             "drgb_ptr": None if drgb is None else drgb.contiguous(),
             "rgb_w_ptr": None if rgb_w is None else rgb_w.contiguous(),
             "dx_ptr": out,
+            "passed_ptr": passed,
             "sums_ptr": sums,
             "B": B,
             "P": P,
@@ -269,7 +288,8 @@ def mod_fc_dgrad(
         run(mod_fc_dgrad_kernel, grid, arguments, constants | blocks, tiles)
         return out, sums
 
-    variant = "+sum" * shared + "+act" * (below is not None) + "+rgb" * (rgb_w is not None)
+    given = {"+sum": shared, "+res": around is not None, "+act": below is not None, "+rgb": rgb_w is not None}
+    variant = "".join(name for name, holds in given.items() if holds)
     return attempt(product_tiles("dgrad", (P, I, O), B, dz, attempt, variant))
 
 

@@ -40,8 +40,15 @@ class Network:
     @property
     def tapped(self) -> list[int]:
         """Places of the layers that the RGB taps read."""
-        last = len(self.weights) - 1
-        return [last] if self.residual else list(range(2, last + 1, 2))
+        every_second = list(range(2, len(self.weights), 2))
+        return every_second[-1:] if self.residual else every_second
+
+    @property
+    def blocks(self) -> dict[int, int | None]:
+        """Residual blocks, by the place of the second layer: which shortcut leads around one, None if x goes itself."""
+        shortcuts, inputs = iter(range(len(self.shortcuts))), [weight.shape[1] for weight in self.weights]
+        ends = range(2, len(self.weights), 2) if self.residual else ()
+        return {end: None if inputs[end - 1] == self.widths[end] else next(shortcuts) for end in ends}
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order of the fields."""

@@ -32,32 +32,26 @@ def render(
         float32 [B, P, 3].
 
     Raises:
-        ValueError: an unknown way, or one that does not serve this network.
+        ValueError: an unknown way.
     """
     chosen = way(network, coords, at, dtype) if inference == "auto" else inference
-    if chosen not in ways_for(network):
-        raise ValueError(f"inference: got {chosen!r}, may be {', '.join(map(repr, ('auto', *ways_for(network))))}")
+    if chosen not in WAYS:
+        raise ValueError(f"inference: got {chosen!r}, may be {', '.join(map(repr, CHOICES))}")
     return WAYS[chosen](network, coords, at, dtype=dtype)
-
-
-def ways_for(network: Network) -> list[str]:
-    """The ways that serve a network: layer by layer it has no residual blocks."""
-    return ["stack"] if network.residual else list(WAYS)
 
 
 def way(network: Network, coords: Tensor, at: Tensor | None, dtype: torch.dtype) -> str:
     """The environment variable CIPS_FAST_INFERENCE, else the fastest as measured on this GPU, else the table's."""
-    candidates = ways_for(network)
     asked = os.environ.get("CIPS_FAST_INFERENCE", "auto")
-    if asked != "auto" or len(candidates) == 1:
-        return asked if asked != "auto" else candidates[0]
+    if asked != "auto":
+        return asked
     B, P, widths = network.batch, coords.shape[1], network.widths
     table = "stack" if stack_fits(B * P, max(widths), dtype, architecture(coords.device)) else "layered"
-    kinds = f"{len(widths)} layers {max(widths)}..{min(widths)} {network.freq.shape[0]}"
+    kinds = f"{'res ' * network.residual}{len(widths)} layers {max(widths)}..{min(widths)} {network.freq.shape[0]}"
     return measured_way(
         f"render {kinds}",
         (B, P),
-        [table, *(name for name in candidates if name != table)],
+        sorted(WAYS, key=lambda name: name != table),
         lambda name: WAYS[name](network, coords, at, dtype=dtype),
         torch.empty(0, dtype=dtype, device=coords.device),
     )

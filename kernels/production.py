@@ -68,6 +68,21 @@ def run_layer(batch: int, inputs: int, outputs: int, dtype: torch.dtype, *, neig
     modulate.modulate_bwd(dw, weight, style, d, demodulate=not is_rgb, gain=1.4)
 
 
+def run_block(batch: int, dtype: torch.dtype) -> None:
+    """The end of a residual block: rendering, and in training within a network and as its last one."""
+    from . import mod_fc, mod_fc_bwd
+
+    w, bias, tap = meta(batch, 512, 512, dtype=dtype), meta(512), meta(batch, 3, 512, dtype=dtype)
+    x, colours = meta(batch, PIXELS, 512, dtype=dtype), meta(batch, PIXELS, 3, dtype=dtype)
+    signs = meta(batch, PIXELS, 512, dtype=torch.uint8)
+    mod_fc.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.4, around=x)
+    mod_fc.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.4, around=x, signs=signs)
+    mod_fc.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.4, around=x, signs=signs, rgb_w=tap)
+    mod_fc_bwd.mod_fc_dgrad(colours, tap, below=signs, passed=torch.empty_like(x), want_sums=True)
+    mod_fc_bwd.mod_fc_dgrad(x, w, around=x, below=signs, passed=torch.empty_like(x), want_sums=True)
+    mod_fc_bwd.mod_fc_dgrad(x, w, around=x, below=x, want_sums=True)
+
+
 def run_encoding(dtype: torch.dtype) -> None:
     """Forward and backward of the encoding, on the plane and in three dimensions."""
     from . import embedding, fourier
@@ -128,6 +143,7 @@ def launches(architecture: str, batches: Sequence[int]) -> list[Call]:
                 run_layer(middle, 512, 512, dtype, neighbours=False)
                 if dtype != torch.float16:  # the code is that of bfloat16
                     run_stack(dtype)
+        run_block(middle, torch.bfloat16)
         run_encoding(torch.bfloat16)
         run_stack(torch.bfloat16)
         run_stack(torch.bfloat16, residual=True)

@@ -21,11 +21,9 @@ from . import steps as layers
 from .device import architecture, run
 from .fourier import table_at, waves_at
 from .launch import precision, programs_in_flight, stack_tiles
+from .mod_fc import INVERSE_SQRT_2, SLOPE, colours
 from .network import Network
 from .steps import AROUND, BIAS, INPUTS, OUTPUTS, SOURCE, TAP, TARGET, WEIGHT, field, width
-
-SLOPE = tl.constexpr(0.2)
-INVERSE_SQRT_2 = tl.constexpr(0.7071067811865476)
 
 
 @triton.jit
@@ -94,15 +92,6 @@ def activated(acc, bias_ptr, offs_o, mask_o):
     """lrelu(acc + β): float32 [ROWS, BLOCK_O]."""
     acc += tl.load(bias_ptr + offs_o, mask=mask_o, other=0.0)[None, :]
     return tl.where(acc > 0, acc, acc * SLOPE)
-
-
-@triton.jit
-def colours(t_ptr, y, O, offs_o, mask_o):
-    """y Tᵀ of some channels: T [3, O], y float32 [ROWS, BLOCK_O] -> red, green and blue [ROWS]."""
-    t0 = tl.load(t_ptr + offs_o, mask=mask_o, other=0.0).to(tl.float32)
-    t1 = tl.load(t_ptr + O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
-    t2 = tl.load(t_ptr + 2 * O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
-    return tl.sum(y * t0[None, :], 1), tl.sum(y * t1[None, :], 1), tl.sum(y * t2[None, :], 1)
 
 
 @triton.jit(do_not_specialize=["B", "P", "steps", "coords_stride_b", "at_stride_b"])

@@ -64,19 +64,34 @@ def lrelu(x):
 
 
 def test_layer_at_a_far_pixel(rng):
+    """Where a residual block ends, so that every tensor of activations is there."""
     from cips_fast.kernels.mod_fc import mod_fc_fwd
 
-    half = torch.float16
-    (call,) = record(
-        lambda: mod_fc_fwd(meta(1, FAR + REST, C, dtype=half), meta(1, C, C, dtype=half), meta(C), lrelu=True)
+    big, w = meta(1, FAR + REST, C, dtype=torch.float16), meta(1, C, C, dtype=torch.float16)
+    signs = meta(1, FAR + REST, C, dtype=torch.uint8)
+    (call,) = record(lambda: mod_fc_fwd(big, w, meta(C), lrelu=True, around=big, signs=signs))
+    x, around, w, bias = (
+        normal(rng, REST, C),
+        normal(rng, REST, C),
+        normal(rng, C, C),
+        normal(rng, C).astype(np.float32),
     )
-    x, w, bias = normal(rng, REST, C), normal(rng, C, C), rng.standard_normal(C).astype(np.float32)
-    windows = {"x_ptr": (FAR * C, x), "w_ptr": (0, w), "bias_ptr": (0, bias), "y_ptr": (FAR * C, poisoned(REST, C))}
-    y = execute_last_block(call, windows, (call.grid[0] - 1, 0, 0))["y_ptr"]
-    wanted = lrelu(torch.from_numpy(x).double() @ torch.from_numpy(w).double().mT + torch.from_numpy(bias))
-    tile = call.constants["BLOCK_O"]
+    windows = {
+        "x_ptr": (FAR * C, x),
+        "w_ptr": (0, w),
+        "bias_ptr": (0, bias),
+        "around_ptr": (FAR * C, around),
+        "y_ptr": (FAR * C, poisoned(REST, C)),
+        "signs_ptr": (FAR * C, np.full((REST, C), 2, np.uint8)),
+    }
+    found = execute_last_block(call, windows, (call.grid[0] - 1, 0, 0))
+    y, signs, tile = found["y_ptr"], found["signs_ptr"], call.constants["BLOCK_O"]
+    own = lrelu(torch.from_numpy(x).double() @ torch.from_numpy(w).double().mT + torch.from_numpy(bias))
+    wanted = (own + torch.from_numpy(around)) / 2**0.5
     assert relative_error(y[:, -tile:], wanted[:, -tile:]) < 1e-3
+    assert torch.equal(signs[:, -tile:], (own > 0).byte()[:, -tile:])
     assert y[:, :-tile].isnan().all()
+    assert (signs[:, :-tile] == 2).all()
 
 
 def test_gradients_at_a_far_pixel(rng):
@@ -84,8 +99,10 @@ def test_gradients_at_a_far_pixel(rng):
 
     half = torch.float16
     big, w = meta(1, FAR + REST, C, dtype=half), meta(1, C, C, dtype=half)
-    act, dgrad = record(lambda: (mod_fc_act_bwd(big, big), mod_fc_dgrad(big, w, below=big)))
-    dy, y, weights = normal(rng, REST, C), normal(rng, REST, C), normal(rng, C, C)
+    act, dgrad = record(
+        lambda: (mod_fc_act_bwd(big, big), mod_fc_dgrad(big, w, around=big, below=big, passed=torch.empty_like(big)))
+    )
+    dy, y, around, weights = normal(rng, REST, C), normal(rng, REST, C), normal(rng, REST, C), normal(rng, C, C)
     slope = torch.where(torch.from_numpy(y) > 0, 1.0, 0.2).double()
 
     sums_start = (-(-(FAR + REST) // act.constants["BLOCK_P"]) - 1) * C
@@ -102,13 +119,16 @@ def test_gradients_at_a_far_pixel(rng):
     windows = {
         "dz_ptr": (FAR * C, dy),
         "w_ptr": (0, weights),
+        "around_ptr": (FAR * C, around),
         "below_ptr": (FAR * C, y),
         "dx_ptr": (FAR * C, poisoned(REST, C)),
+        "passed_ptr": (FAR * C, poisoned(REST, C)),
     }
-    dx = execute_last_block(dgrad, windows, (dgrad.grid[0] - 1, 0, 0))["dx_ptr"]
+    found = execute_last_block(dgrad, windows, (dgrad.grid[0] - 1, 0, 0))
     tile = dgrad.constants["BLOCK_I"]
-    wanted = (torch.from_numpy(dy).double() @ torch.from_numpy(weights).double()) * slope
-    assert relative_error(dx[:, -tile:], wanted[:, -tile:]) < 1e-3
+    wanted = (torch.from_numpy(dy).double() @ torch.from_numpy(weights).double() + torch.from_numpy(around)) / 2**0.5
+    assert relative_error(found["passed_ptr"][:, -tile:], wanted[:, -tile:]) < 1e-3
+    assert relative_error(found["dx_ptr"][:, -tile:], (wanted * slope)[:, -tile:]) < 1e-3
 
 
 def test_weight_gradient_of_a_far_split(rng):

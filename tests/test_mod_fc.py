@@ -174,40 +174,57 @@ def test_two_runs_give_equal_bits(place):
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_rgb_tap_in_the_epilogue(place):
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "res"])
+def test_rgb_tap_in_the_epilogue(place, residual):
     x, _, _, bias, _ = layer_inputs((2, 45, 24, 70), place)
     rng = torch.Generator().manual_seed(1)
-    w, tap = (draw(rng, *shape).to(place.device, place.dtype) for shape in ((2, 70, 24), (2, 3, 70)))
+    w, tap, around = (
+        draw(rng, *shape).to(place.device, place.dtype) for shape in ((2, 70, 24), (2, 3, 70), (2, 45, 70))
+    )
 
-    def formula(x, w, bias, tap):
-        y = torch.nn.functional.leaky_relu(x @ w.mT + 1.5 * bias, 0.2)
-        return [y, y @ tap.mT]
+    def formula(x, w, bias, tap, around):
+        own = torch.nn.functional.leaky_relu(x @ w.mT + 1.5 * bias, 0.2)
+        y = (own + around) / 2**0.5 if residual else own
+        return [y, y @ tap.mT, own]
 
-    y, parts = mod_fc.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap)
+    signs = torch.empty(2, 45, 70, dtype=torch.uint8, device=place.device)
+    extra = {"around": around, "signs": signs} if residual else {}
+    y, parts = mod_fc.mod_fc_fwd(x, w, bias, lrelu=True, gain=1.5, rgb_w=tap, **extra)
     assert parts.shape[1:] == (2, 45, 3)
-    wanted = formula(*(t.double() for t in (x, w, bias, tap)))
-    assert_as_accurate([y, parts.sum(0)], formula(x, w, bias, tap), wanted, place.dtype)
+    *wanted, own = formula(*(t.double() for t in (x, w, bias, tap, around)))
+    assert_as_accurate([y, parts.sum(0)], formula(x, w, bias, tap, around)[:2], wanted, place.dtype)
+    certain = own.abs() > 0.02  # but for rounding
+    assert not residual or torch.equal(signs[certain], (own > 0).byte()[certain])
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
-@pytest.mark.parametrize("tapped", [False, True], ids=["plain", "tapped"])
-def test_dgrad_does_the_work_of_the_layer_below(place, tapped):
+@pytest.mark.parametrize("kind", ["plain", "tapped", "res"])
+def test_dgrad_does_the_work_of_the_layer_below(place, kind):
     B, P, I, O = 2, 45, 70, 24
     rng = torch.Generator().manual_seed(2)
-    dz, w, below, tap = (
-        draw(rng, *shape).to(place.device, place.dtype) for shape in ((B, P, O), (B, O, I), (B, P, I), (B, 3, I))
+    dz, w, below, tap, around = (
+        draw(rng, *shape).to(place.device, place.dtype)
+        for shape in ((B, P, O), (B, O, I), (B, P, I), (B, 3, I), (B, P, I))
     )
     drgb = draw(rng, B, P, 3).to(place.device, torch.float32)
 
-    def formula(dz, w, below, tap, drgb):
-        dx = dz @ w + (drgb.to(dz.dtype) @ tap if tapped else 0)
-        dx = torch.where(below > 0, dx, 0.2 * dx)
-        return [dx, dx.sum((0, 1))]
+    def formula(dz, w, below, tap, drgb, around):
+        more = {"plain": 0, "tapped": drgb.to(dz.dtype) @ tap, "res": around}[kind]
+        passed = (dz @ w + more) / (2**0.5 if kind == "res" else 1)
+        dx = torch.where(below > 0, passed, 0.2 * passed)
+        return [dx, dx.sum((0, 1)), passed]
 
-    extra = {"drgb": drgb, "rgb_w": tap} if tapped else {}
-    dx, sums = mod_fc_bwd.mod_fc_dgrad(dz, w, below=below, want_sums=True, **extra)
-    wanted = formula(*(t.double() for t in (dz, w, below, tap, drgb)))
-    assert_as_accurate([dx, sums.sum(0)], formula(dz, w, below, tap, drgb), wanted, place.dtype)
+    passed = torch.empty_like(around)
+    extra = {
+        "plain": {"below": below},
+        "tapped": {"below": below, "drgb": drgb, "rgb_w": tap},
+        "res": {"below": (below > 0).byte(), "around": around, "passed": passed},
+    }[kind]
+    dx, sums = mod_fc_bwd.mod_fc_dgrad(dz, w, want_sums=True, **extra)
+    count = 3 if kind == "res" else 2
+    got, arguments = [dx, sums.sum(0), passed][:count], (dz, w, below, tap, drgb, around)
+    wanted = formula(*(t.double() for t in arguments))[:count]
+    assert_as_accurate(got, formula(*arguments)[:count], wanted, place.dtype)
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)

@@ -69,9 +69,12 @@ def assert_like_the_formulas(place, network, points, upstream, **options):
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
-def test_value_and_gradients(place, shared, chunks_of_8):
-    assert_like_the_formulas(place, *problem(place.dtype, shared=shared))
+@pytest.mark.parametrize(
+    ("shared", "residual"), [(True, False), (False, False), (True, True)], ids=["shared", "own", "res"]
+)
+def test_value_and_gradients(place, shared, residual, chunks_of_8):
+    pixels = PIXELS + residual  # as drawn, rounding to float16 puts no pixel on the other side of the kink
+    assert_like_the_formulas(place, *problem(place.dtype, shared=shared, residual=residual, pixels=pixels))
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
@@ -79,11 +82,13 @@ def test_value_and_gradients_in_three_dimensions(place):
     assert_like_the_formulas(place, *problem(place.dtype, dims=3, align_corners=False), pixel_chunk=16)
 
 
-@pytest.mark.parametrize("pixel_chunk", [1, 7, PIXELS, PIXELS + 1])
+@pytest.mark.parametrize(
+    ("pixel_chunk", "residual"), [(1, False), (7, False), (7, True), (PIXELS, False), (PIXELS + 1, False)]
+)
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_chunks_have_the_gradients_of_the_whole(place, pixel_chunk):
+def test_chunks_have_the_gradients_of_the_whole(place, pixel_chunk, residual):
     pixels = 5 if pixel_chunk == 1 else PIXELS
-    assert_like_the_formulas(place, *problem(place.dtype, pixels=pixels), pixel_chunk=pixel_chunk)
+    assert_like_the_formulas(place, *problem(place.dtype, pixels=pixels, residual=residual), pixel_chunk=pixel_chunk)
 
 
 @pytest.mark.parametrize("pixel_chunk", [None, 1, 7, PIXELS, PIXELS + 1])
@@ -119,8 +124,9 @@ def test_gradcheck_in_float64(residual, pixel_chunk):
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_second_derivatives_are_those_of_the_formulas(place):
-    network, points, upstream = problem(place.dtype, pixels=6)
+@pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
+def test_second_derivatives_are_those_of_the_formulas(place, residual):
+    network, points, upstream = problem(place.dtype, pixels=6, residual=residual)
 
     def second(call, dtype):
         tensors = [t.to(dtype).requires_grad_() for t in (*points, *network.tensors())]
@@ -136,11 +142,14 @@ def test_second_derivatives_are_those_of_the_formulas(place):
 
 @pytest.mark.parametrize("mode", ["lazy", "eager", "crossed"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_executed(architecture, mode, chunks_of_8, poison):
+@pytest.mark.parametrize(
+    ("widths", "residual"), [((32, 32, 32), False), ((32, 32, 32, 16, 16), True)], ids=["skip", "res"]
+)
+def test_executed(architecture, mode, widths, residual, chunks_of_8, poison):
     """As compiled, in bfloat16; chunks within chunks, so that all that adds has something to add to."""
-    problem_of_one_width = problem(torch.bfloat16, channels=16, widths=(32, 32, 32))
+    drawn = problem(torch.bfloat16, channels=16, widths=widths, residual=residual)
     with standing_in(EmulatedGPU(architecture, mode)):
-        assert_like_the_formulas(EMULATED, *problem_of_one_width, pixel_chunk=13)
+        assert_like_the_formulas(EMULATED, *drawn, pixel_chunk=13)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
@@ -154,12 +163,13 @@ def test_equal_bits_in_any_order_of_warps_and_blocks(architecture, chunks_of_8):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_operators_are_registered_as_pytorch_asks(interpreter):
-    network, points, upstream = problem(torch.float32, pixels=6)
+@pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
+def test_operators_are_registered_as_pytorch_asks(residual, interpreter):
+    network, points, upstream = problem(torch.float32, pixels=6, residual=residual)
     tensors = network.tensors()
-    options = (len(WIDTHS), True, torch.float32)
+    options = (len(WIDTHS), residual, True, torch.float32)
     with standing_in(interpreter):
-        opcheck(network_ops.render, (*points, tensors, len(WIDTHS), False, True, torch.float32, "stack"))
+        opcheck(network_ops.render, (*points, tensors, *options, "stack"))
         for pixel_chunk in (0, 4):
             _, saved = network_ops.synthesis(*points, tensors, *options, pixel_chunk)
             opcheck(network_ops.synthesis_bwd, (upstream, *points, tensors, saved, *options, pixel_chunk, True))
@@ -184,32 +194,41 @@ class Written(TorchDispatchMode):
         return out
 
 
-OUTPUTS = {"mod_fc_fwd_kernel": "y_ptr", "mod_fc_dgrad_kernel": "dx_ptr", "fourier_fwd_kernel": "out_ptr"}
+OUTPUTS = [
+    ("fourier_fwd_kernel", "out_ptr"),
+    ("mod_fc_fwd_kernel", "y_ptr"),
+    ("mod_fc_fwd_kernel", "signs_ptr"),
+    ("mod_fc_dgrad_kernel", "dx_ptr"),
+    ("mod_fc_dgrad_kernel", "passed_ptr"),
+]
 
 
 @pytest.mark.parametrize("pixel_chunk", [None, 2048])
-def test_training_writes_each_activation_once_and_passes_over_none(pixel_chunk):
+@pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
+def test_training_writes_each_activation_once_and_passes_over_none(pixel_chunk, residual):
     """Every kernel and every pass of a training step at 64² on an H100, on tensors without memory."""
     rng = torch.Generator().manual_seed(1)
-    network = draw_network(rng, batch=4, channels=128, widths=(128,) * 11, cells=(64, 64), dtype=torch.float32)
-    pixels, layers = 64 * 64, 11
+    widths = {"channels": 128, "widths": (128,) * 11}
+    network = draw_network(rng, batch=4, cells=(64, 64), dtype=torch.float32, residual=residual, **widths)
+    pixels, layers, blocks = 64 * 64, 11, 5 if residual else 0
     tensors = [t.to("meta").requires_grad_() for t in network.tensors()]
     coords = torch.empty(1, pixels, 2, device="meta")
     with standing_in(Recorder("sm_90")) as recorder, Written(4 * (pixel_chunk or pixels) * 128) as written:
         rgb = layered_step(network.with_tensors(tensors), coords, pixel_chunk)
     assert rgb.shape == (4, pixels, 3)
     assert written.passes == []
-    elements = {}
+    elements = dict.fromkeys(OUTPUTS, 0)
     for call in recorder.calls:
-        name = call.kernel.fn.__name__
-        if name in OUTPUTS:
-            out = call.arguments[OUTPUTS[name]]
-            elements[name] = elements.get(name, 0) + out.numel()
+        for kernel, output in OUTPUTS:
+            out = call.arguments[output] if call.kernel.fn.__name__ == kernel else None
+            elements[kernel, output] += 0 if out is None else out.numel()
     times = 1 if pixel_chunk is None else 2  # forward, and once more before going back
     assert elements == {
-        "fourier_fwd_kernel": times * pixels * 256,
-        "mod_fc_fwd_kernel": times * layers * 4 * pixels * 128,
-        "mod_fc_dgrad_kernel": layers * 4 * pixels * 128 + pixels * 256,
+        ("fourier_fwd_kernel", "out_ptr"): times * pixels * 256,
+        ("mod_fc_fwd_kernel", "y_ptr"): times * layers * 4 * pixels * 128,
+        ("mod_fc_fwd_kernel", "signs_ptr"): blocks * 4 * pixels * 128,  # nobody reads those of the first pass
+        ("mod_fc_dgrad_kernel", "dx_ptr"): layers * 4 * pixels * 128 + pixels * 256,
+        ("mod_fc_dgrad_kernel", "passed_ptr"): blocks * 4 * pixels * 128,
     }
 
 
@@ -252,7 +271,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_image(interpr
     def kept(pixels, pixel_chunk):
         network, points, _ = problem(torch.float32, pixels=pixels)
         with standing_in(interpreter):
-            _, saved = network_ops.synthesis(*points, network.tensors(), 5, True, torch.float32, pixel_chunk)
+            _, saved = network_ops.synthesis(*points, network.tensors(), 5, False, True, torch.float32, pixel_chunk)
         return sum(t.nbytes for t in saved)
 
     assert kept(9, 4) == kept(90, 4)
@@ -283,10 +302,10 @@ def test_tensors_of_any_strides(place):
     torch.testing.assert_close(*ways, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("inference", ["stack", "layered"])
+@pytest.mark.parametrize(("inference", "residual"), [("stack", False), ("layered", False), ("layered", True)])
 @pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_ways_to_render(place, inference):
-    network, points, _ = problem(place.dtype)
+def test_ways_to_render(place, inference, residual):
+    network, points, _ = problem(place.dtype, residual=residual)
     network = network.with_tensors([t.to(place.device) for t in network.tensors()])
     points = [t.to(place.device) for t in points]
     with torch.no_grad(), torch.autocast(place.device, dtype=place.dtype, enabled=place.dtype != torch.float32):
@@ -309,7 +328,7 @@ def test_the_way_is_the_table_s_unless_asked_for(monkeypatch):
     assert way(65536, "sm_90") == "stack"
     assert way(4096, "sm_90") == "layered"  # 32 tiles for 132 processors
     assert way(65536, "sm_86") == "layered"  # its L2 does not hold the scratch
-    assert way(4096, "sm_90", residual=True) == "stack"
+    assert way(65536, "sm_90", residual=True) == "stack"
     monkeypatch.setenv("CIPS_FAST_INFERENCE", "layered")
     assert way(65536, "sm_90") == "layered"
     monkeypatch.setenv("CIPS_FAST_INFERENCE", "quick")
