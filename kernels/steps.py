@@ -149,7 +149,9 @@ def packed(network: Network, plan: Plan, dtype: torch.dtype) -> tuple[Tensor, Te
             target = part(step.tap, 3, step.outputs)
             modulate_fwd(*next(taps), demodulate=False, gain=1.0, dtype=dtype, w=target)
     colours = torch.stack([bias.float() for bias in network.tap_biases]).sum(0)
-    return w, torch.cat([colours, *(GAIN * bias.float() for bias in network.biases)])
+    biases = torch.cat([colours, *(bias.float() for bias in network.biases)])
+    biases[3:] *= GAIN
+    return w, biases
 
 
 def arguments(
