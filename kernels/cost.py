@@ -256,6 +256,22 @@ def _stack(call: Call) -> Elements:
     return Elements(loads, stores, 2 * B * P * a["w_ptr"].shape[1], _table_around(call))
 
 
+def _stack_narrow(call: Call) -> Elements:
+    """Every program reads all parameters once. Not counted is the list of steps."""
+    a, D = call.arguments, call.constants["D"]
+    (B, P, _), C, (programs,) = a["rgb_ptr"].shape, a["C"], call.grid
+    loads = {
+        "coords_ptr": B * P * D,
+        "at_ptr": B * P * 2,
+        "freq_ptr": programs * C * D,
+        "phase_ptr": programs * C,
+        "table_ptr": 4 * B * P * C,
+        "w_ptr": programs * a["w_ptr"].shape[1],
+        "bias_ptr": programs * a["bias_ptr"].numel(),
+    }
+    return Elements(loads, {"rgb_ptr": B * P * 3}, 2 * B * P * a["w_ptr"].shape[1], _table_around(call))
+
+
 @dataclass(frozen=True)
 class Step:
     """One product of the stack kernel."""
@@ -291,4 +307,5 @@ KERNELS: dict[str, Callable[[Call], Elements]] = {
     "embedding_bwd_table_kernel": _embedding_bwd_table,
     "embedding_bwd_at_kernel": _embedding_bwd_at,
     "stack_kernel": _stack,
+    "stack_narrow_kernel": _stack_narrow,
 }

@@ -106,8 +106,9 @@ STACK_TILES = {
 # nothing for full float32 products, nor for AMD's graphics chips: their registers hold no such tile.
 NARROW = {"half": Tiles(128, 128, 16, 8, 2), "tf32": Tiles(64, 128, 16, 8, 2)}
 NARROW_TILES = {
-    **dict.fromkeys(("sm_80", "sm_86", "sm_90", "sm_120"), NARROW),
+    **dict.fromkeys(("sm_80", "sm_86", "sm_90"), NARROW),
     "sm_100": NARROW | {"half": Tiles(64, 128, 16, 4, 2)},
+    "sm_120": NARROW | {"half": Tiles(64, 128, 16, 8, 2)},
     "gfx90a": {"half": NARROW["half"]},
     "gfx942": {"half": NARROW["half"]},
     INTERPRETER: {kind: Tiles(64, 64, 16, 4, 1) for kind in STACK},
@@ -174,7 +175,7 @@ def narrow_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles | N
     """The table's tiles for a whole network that stays on chip, of at most `width` channels; None if it does not."""
     kind = "half" if dtype.itemsize == 2 else precision(dtype, architecture)
     tiles = NARROW_TILES.get(_family(architecture), {}).get(kind)
-    return None if tiles is None or width > tiles.cols else replace(tiles, cols=max(16, _power_of_two(width)))
+    return None if tiles is None or width > tiles.cols else replace(tiles, cols=max(32, _power_of_two(width)))
 
 
 def programs_in_flight(items: int, architecture: str) -> int:

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton")
 
-from cips_fast.kernels import embedding, fourier, mod_fc, mod_fc_bwd, modulate, stack
+from cips_fast.kernels import embedding, fourier, mod_fc, mod_fc_bwd, modulate, stack, stack_narrow
 from cips_fast.kernels.cost import KERNELS, cost
 from cips_fast.kernels.device import standing_in
 from cips_fast.kernels.network import Network
@@ -73,7 +73,7 @@ def run_encoding(C, dims):
     embedding.embedding_bwd_at(dout, at, table, align_corners=True)
 
 
-def run_stack(residual, device="cpu"):
+def run_stack(residual, device="cpu", form=stack):
     """A ragged tile of pixels; tiles cover the channels exactly."""
     C, layers, taps, at = 32, 5, 1 if residual else 2, points_apart(15, 10).to(device)
 
@@ -92,7 +92,7 @@ def run_stack(residual, device="cpu"):
         tap_styles=[ones(1, 2 * C)] * taps,
         residual=residual,
     )
-    stack.render(network, at[None].clone(), at[None], dtype=torch.bfloat16)
+    form.render(network, at[None].clone(), at[None], dtype=torch.bfloat16)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -108,6 +108,7 @@ def executed(request):
         run_encoding(24, dims=3)
         run_stack(residual=False)
         run_stack(residual=True)
+        run_stack(residual=False, form=stack_narrow)
         points = 1100  # in two splits
         fourier.fourier_bwd_freq(half(points, 8), torch.ones(points, 2), torch.ones(8, 2), torch.ones(8))
     return gpu
