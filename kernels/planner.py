@@ -6,13 +6,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import layered, stack
+from . import layered, stack, stack_narrow
 from .device import architecture
 from .launch import stack_fits
 from .network import Network
 from .tune import measured_way
 
-WAYS: dict[str, Callable[..., Tensor]] = {"stack": stack.render, "layered": layered.render}
+
+def render_at_once(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
+    """Colours in one launch, on chip where the network is narrow enough; the arguments are those of `render`."""
+    form = stack_narrow if stack_narrow.serves(network, dtype, architecture(coords.device)) else stack
+    return form.render(network, coords, at, dtype=dtype)
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {"stack": render_at_once, "layered": layered.render}
 CHOICES = ("auto", *WAYS)
 
 
@@ -26,7 +33,8 @@ def render(
         coords: float32 [B|1, P, D].
         at: where the table is read, float32 [B|1, P, 2]; the coordinates themselves unless given.
         dtype: of weights and activations: bfloat16, float16 or float32.
-        inference: `stack`, one launch for all layers; `layered`, one a layer; `auto`, see `way`.
+        inference: `stack`, one launch for all layers, which keeps the activations of narrow networks on chip;
+            `layered`, one a layer; `auto`, see `way`.
 
     Returns:
         float32 [B, P, 3].
@@ -46,7 +54,10 @@ def way(network: Network, coords: Tensor, at: Tensor | None, dtype: torch.dtype)
     if asked != "auto":
         return asked
     B, P, widths = network.batch, coords.shape[1], network.widths
-    table = "stack" if stack_fits(B * P, max(widths), dtype, architecture(coords.device)) else "layered"
+    arch = architecture(coords.device)
+    # A layer of a network that stays on chip has no more tiles than the whole of it.
+    at_once = stack_narrow.serves(network, dtype, arch) or stack_fits(B * P, max(widths), dtype, arch)
+    table = "stack" if at_once else "layered"
     kinds = f"{'res ' * network.residual}{len(widths)} layers {max(widths)}..{min(widths)} {network.freq.shape[0]}"
     return measured_way(
         f"render {kinds}",

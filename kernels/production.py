@@ -125,6 +125,15 @@ def run_stack(dtype: torch.dtype, *, residual: bool = False) -> None:
     stack.render(paper_network(256, residual=residual), meta(1, PIXELS, 2), dtype=dtype)
 
 
+def run_narrow_stacks(dtype: torch.dtype, architecture: str, widths: Sequence[int]) -> None:
+    """Whole networks of these widths in one launch, where that stays on chip."""
+    from . import stack_narrow
+
+    for network in (paper_network(256, width) for width in widths):
+        if stack_narrow.serves(network, dtype, architecture):
+            stack_narrow.render(network, meta(1, PIXELS, 2), dtype=dtype)
+
+
 @lru_cache
 def production_calls(architecture: str) -> list[Call]:
     """One call of every different code: all shapes and batches in bfloat16, the widest layer in other dtypes too."""
@@ -143,10 +152,12 @@ def launches(architecture: str, batches: Sequence[int]) -> list[Call]:
                 run_layer(middle, 512, 512, dtype, neighbours=False)
                 if dtype != torch.float16:  # the code is that of bfloat16
                     run_stack(dtype)
+                    run_narrow_stacks(dtype, architecture, widths=(128,))
         run_block(middle, torch.bfloat16)
         run_encoding(torch.bfloat16)
         run_stack(torch.bfloat16)
         run_stack(torch.bfloat16, residual=True)
+        run_narrow_stacks(torch.bfloat16, architecture, widths=(128, 64, 32))
     return recorder.calls
 
 

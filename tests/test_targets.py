@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cips_fast.kernels.compile import Resources, compile_call, resources
-from cips_fast.kernels.launch import CHIPS
+from cips_fast.kernels.launch import CHIPS, NARROW_TILES
 from cips_fast.kernels.production import production_calls
 
 # Multiplying instructions of the inner loop, and 16-byte copies to shared memory that do not pass through registers.
@@ -35,7 +35,7 @@ def compile_one(job: tuple[str, int]) -> tuple[str, dict, bool, Resources]:
     """Name, constants, whether its factors are half precision, and resources of one production launch."""
     target, index = job
     call = production_calls(target)[index]
-    factors = call.arguments.get("dz_ptr", call.arguments.get("x_ptr"))
+    factors = next((call.arguments[name] for name in ("dz_ptr", "x_ptr", "w_ptr") if name in call.arguments), None)
     is_half = factors is not None and factors.dtype.itemsize == 2
     return call.kernel.fn.__name__, dict(call.constants), is_half, resources(compile_call(call, target))
 
@@ -76,7 +76,8 @@ def test_products_run_on_tensor_cores(compiled, target):
             wanted = "HMMA.16816" if few_rows else MULTIPLY[target]
             assert any(code.startswith(wanted) for code in used.instructions), f"{name} {constants} on {target}"
             names.add(name)
-    products = {"mod_fc_fwd_kernel", "mod_fc_dgrad_kernel", "mod_fc_wgrad_kernel"}
+    products = {"mod_fc_fwd_kernel", "mod_fc_dgrad_kernel", "mod_fc_wgrad_kernel", "stack_kernel"}
+    products |= {"stack_narrow_kernel"} if target in NARROW_TILES else set()
     assert names == products | ({"tf32"} if target.startswith("sm_") else set())
 
 
