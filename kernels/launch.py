@@ -102,8 +102,8 @@ STACK_TILES = {
     "default": {"half": Tiles(64, 64, 32, 4, 2), "tf32": Tiles(64, 64, 32, 4, 2), "ieee": Tiles(32, 64, 16, 4, 1)},
     INTERPRETER: {kind: Tiles(64, 64, 32, 4, 1) for kind in STACK},
 }
-# The same with activations on chip: no layer is wider than a tile, and `depth` channels are encoded at a time. There is
-# nothing for full float32 products, nor for AMD's graphics chips: their registers hold no such tile.
+# The same with activations on chip: no layer is wider than a tile, and `depth` channels are encoded at a time. Products
+# of full float32 take so long that nothing waits for memory: there is nothing for them, nor for chips not named here.
 NARROW = {"half": Tiles(128, 128, 16, 8, 2), "tf32": Tiles(64, 128, 16, 8, 2)}
 NARROW_TILES = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_90"), NARROW),
@@ -111,6 +111,7 @@ NARROW_TILES = {
     "sm_120": NARROW | {"half": Tiles(64, 128, 16, 8, 2)},
     "gfx90a": {"half": NARROW["half"]},
     "gfx942": {"half": NARROW["half"]},
+    "gfx1100": {"half": Tiles(64, 128, 16, 8, 1)},
     INTERPRETER: {kind: Tiles(64, 64, 16, 4, 1) for kind in STACK},
 }
 # Elements of a tile of whole rows: 16 a thread, so that one sample's 512² weights make 128 programs.
@@ -174,7 +175,7 @@ def stack_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles:
 def narrow_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles | None:
     """The table's tiles for a whole network that stays on chip, of at most `width` channels; None if it does not."""
     kind = "half" if dtype.itemsize == 2 else precision(dtype, architecture)
-    tiles = NARROW_TILES.get(_family(architecture), {}).get(kind)
+    tiles = NARROW_TILES.get(SAME_AS.get(architecture, architecture), {}).get(kind)
     return None if tiles is None or width > tiles.cols else replace(tiles, cols=max(32, _power_of_two(width)))
 
 

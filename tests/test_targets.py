@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cips_fast.kernels.compile import Resources, compile_call, resources
-from cips_fast.kernels.launch import CHIPS, NARROW_TILES
+from cips_fast.kernels.launch import CHIPS
 from cips_fast.kernels.production import production_calls
 
 # Multiplying instructions of the inner loop, and 16-byte copies to shared memory that do not pass through registers.
@@ -76,8 +76,7 @@ def test_products_run_on_tensor_cores(compiled, target):
             wanted = "HMMA.16816" if few_rows else MULTIPLY[target]
             assert any(code.startswith(wanted) for code in used.instructions), f"{name} {constants} on {target}"
             names.add(name)
-    products = {"mod_fc_fwd_kernel", "mod_fc_dgrad_kernel", "mod_fc_wgrad_kernel", "stack_kernel"}
-    products |= {"stack_narrow_kernel"} if target in NARROW_TILES else set()
+    products = {f"{name}_kernel" for name in ("mod_fc_fwd", "mod_fc_dgrad", "mod_fc_wgrad", "stack", "stack_narrow")}
     assert names == products | ({"tf32"} if target.startswith("sm_") else set())
 
 
