@@ -32,10 +32,10 @@ def _weights(
     I,
     O,
     BLOCK_I: tl.constexpr,
-    WIDTH: tl.constexpr,
+    BLOCK_O: tl.constexpr,
 ):
-    """Wᵀ of some inputs and all outputs, zero beyond them: [BLOCK_I, WIDTH]."""
-    offs_i, offs_o = first + tl.arange(0, BLOCK_I), tl.arange(0, WIDTH)
+    """Wᵀ of some inputs and all outputs, zero beyond them: [BLOCK_I, BLOCK_O]."""
+    offs_i, offs_o = first + tl.arange(0, BLOCK_I), tl.arange(0, BLOCK_O)
     mask = (offs_i < last)[:, None] & (offs_o < O)[None, :]
     return tl.load(w_ptr + offs_o[None, :] * I + offs_i[:, None], mask=mask, other=0.0)
 
@@ -63,7 +63,7 @@ def stack_narrow_kernel(
     ALIGN_CORNERS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    WIDTH: tl.constexpr,  # at least that of every layer
+    BLOCK_O: tl.constexpr,  # at least that of every layer
     BLOCK_C: tl.constexpr,
 ):
     """rgb = Σ_taps T' x + τ with x = act(W' x + β) layer after layer, x₀ = [sin(F c + φ); E(c)]."""
@@ -71,21 +71,21 @@ def stack_narrow_kernel(
     b, start = (tl.program_id(0) // tiles_p).to(tl.int64), tl.program_id(0) % tiles_p * BLOCK_P
     weights = w_ptr + b * w_stride_b
     coords, at = coords_ptr + (b * coords_stride_b + start) * D, at_ptr + (b * at_stride_b + start) * 2
-    rows, offs_o = tl.arange(0, BLOCK_P), tl.arange(0, WIDTH)
+    rows, offs_o = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_O)
     mask_p = rows < P - start
     DTYPE: tl.constexpr = w_ptr.dtype.element_ty
 
     I, O = width(steps_ptr, 0, INPUTS, True), width(steps_ptr, 0, OUTPUTS, True)
-    acc = tl.zeros([BLOCK_P, WIDTH], tl.float32)
+    acc = tl.zeros([BLOCK_P, BLOCK_O], tl.float32)
     # Not pipelined: the table's rows would take all of shared memory.
     for c in tl.range(0, C, BLOCK_C, num_stages=1):
         offs_c = c + tl.arange(0, BLOCK_C)
         mask_c = offs_c < C
         waves = waves_at(coords, freq_ptr, phase_ptr, rows, offs_c, mask_p, mask_c, D)
-        w = _weights(weights, c, C, I, O, BLOCK_C, WIDTH)
+        w = _weights(weights, c, C, I, O, BLOCK_C, BLOCK_O)
         acc = tl.dot(waves.to(DTYPE), w, acc, input_precision=PRECISION)
         read = table_at(at, table_ptr, rows, offs_c, mask_p, mask_c, C, H, W, ALIGN_CORNERS)
-        w = _weights(weights, C + c, I, I, O, BLOCK_C, WIDTH)
+        w = _weights(weights, C + c, I, I, O, BLOCK_C, BLOCK_O)
         acc = tl.dot(read.to(DTYPE), w, acc, input_precision=PRECISION)
     x = activated(acc, bias_ptr + field(steps_ptr, 0, BIAS), offs_o, offs_o < O).to(DTYPE)
 
@@ -95,7 +95,7 @@ def stack_narrow_kernel(
     for step in range(1, steps):
         I, O = width(steps_ptr, step, INPUTS, True), width(steps_ptr, step, OUTPUTS, True)
         bias, tap = field(steps_ptr, step, BIAS), field(steps_ptr, step, TAP)
-        w = _weights(weights + width(steps_ptr, step, WEIGHT, True), 0, I, I, O, WIDTH, WIDTH)
+        w = _weights(weights + width(steps_ptr, step, WEIGHT, True), 0, I, I, O, BLOCK_O, BLOCK_O)
         y = activated(tl.dot(x, w, input_precision=PRECISION), bias_ptr + bias, offs_o, offs_o < O)
         if tap >= 0:
             more_red, more_green, more_blue = colours(weights + tap, y, O, offs_o, offs_o < O)
@@ -136,7 +136,7 @@ def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype:
         "ALIGN_CORNERS": network.align_corners,
         "PRECISION": precision(dtype, arch),
         "BLOCK_P": tiles.rows,
-        "WIDTH": tiles.cols,
+        "BLOCK_O": tiles.cols,
         "BLOCK_C": tiles.depth,
     }
     run(stack_narrow_kernel, (B * triton.cdiv(P, tiles.rows),), arguments, constants, tiles)

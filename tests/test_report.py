@@ -48,6 +48,18 @@ def test_known_figures_of_a_layer():
     assert chips.H100.floor(layer.flop, once) == (pytest.approx(once / 3.35e12), "memory")
 
 
+def test_known_figures_of_a_narrow_network():
+    """A program reads every weight and bias once, every point's coordinates and four of the table's cells."""
+    whole = report_on("sm_90", "stack_narrow", "128 15 layers 2-D")
+    weights = 128 * 256 + 14 * 128 * 128 + 7 * 3 * 128
+    assert whole.flop == 2 * 65536 * weights
+    assert (whole.tile, whole.programs, whole.stack) == ([128, 128, 16], 512, 0)
+    parameters = 2 * weights + 4 * (15 * 128 + 3) + 4 * (128 * 2 + 128)
+    assert whole.read["requested"] == 512 * parameters + 4 * 65536 * (2 + 2 + 4 * 128)
+    assert whole.written["requested"] == whole.written["once"] == 4 * 65536 * 3
+    assert whole.loop["products"] == 8  # 128 × 128 × 128 in two warp groups' HGMMA of 64 × 128 × 16
+
+
 @pytest.mark.parametrize(("target", "products"), [("sm_90", 4), ("sm_100", 4), ("gfx942", 16), ("gfx1100", 8)])
 def test_loop_of_other_targets(target, products):
     layer = report_on(target, "mod_fc_fwd", "512→512")
