@@ -257,7 +257,7 @@ def test_memory_sees_points_and_colours_once_whatever_the_depth(form, poison, mo
 @pytest.mark.parametrize("small", ["sm_80"], indirect=True)
 def test_far_addresses(form, where, small):
     """Beyond 2³¹ elements of coordinates, weights, scratch and colours: the bits of the same few pixels nearby."""
-    P, far = 5, {"pixel": (1, 2**31 + 5), "sample": (2**20 + 1, 5)}[where]
+    P, far = 5, {"pixel": (1, 2**30 + 5), "sample": (2**20 + 1, 5)}[where]
     network, points = problem(torch.float16, batch=1, pixels=P, widths=(64, 64, 64), shared=False)
     with standing_in(EmulatedGPU(small)) as gpu:
         wanted = form.render(network, *points, dtype=torch.float16)
