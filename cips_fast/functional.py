@@ -189,7 +189,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "auto":
-        kernels = device.type == "cuda" and _have_triton and dtype in TRITON_DTYPES and not _being_transformed()
+        kernels = device.type == "cuda" and _have_triton and dtype in TRITON_DTYPES and not transformed()
         chosen = "triton" if kernels else "cpu" if device.type == "cpu" else "reference"
         if not torch.compiler.is_compiling():
             _tell_once(device.type, chosen)
@@ -206,7 +206,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
             )
         if dtype not in TRITON_DTYPES:
             raise TypeError(f"dtype: got {dtype}, backend 'triton' takes bfloat16, float16 or float32")
-        if _being_transformed():
+        if transformed():
             raise NotImplementedError(
                 "backend: got 'triton' inside torch.func's transforms or forward-mode differentiation, which its "
                 "operators do not take; may be 'auto' or 'reference'"
@@ -214,7 +214,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     return backend
 
 
-def _being_transformed() -> bool:
+def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: operators would refuse, or drop the tangent."""
     if torch.compiler.is_compiling():
         return False

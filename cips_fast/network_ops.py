@@ -1,7 +1,8 @@
 """A whole network as PyTorch operators: `render` for inference, `synthesis` with its backward pass for training.
 
-As in ops.py: registered with torch.library, first derivatives by kernels, second ones through the reference formulas.
-`tensors` are those of a `Network` of so many layers, in its order. Triton is imported when an operator first runs.
+`backend` is `triton`, the kernels, or `cpu`, cpu_synthesis.py. As in ops.py: registered with torch.library, first
+derivatives by these, second ones through the reference formulas. `tensors` are those of a `Network` of so many layers,
+in its order. Triton is imported when an operator first runs it.
 """
 
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from . import cpu_synthesis
 from . import reference as ref
+from .autocast import without_autocast
 from .kernels.network import Network
 from .ops import through_reference
 
@@ -24,12 +27,16 @@ def render(
     residual: bool,
     align_corners: bool,
     dtype: torch.dtype,
+    backend: str,
     inference: str,
 ) -> Tensor:
     """Colours, float32 [B, P, 3]: coords and at float32 [B|1, P, D|2], `inference` as in `planner.render`."""
+    network = _dense_network(tensors, layers, residual, align_corners)
+    if backend == "cpu":
+        with without_autocast(coords):
+            return cpu_synthesis.render(network, coords, at, dtype)
     from .kernels import planner
 
-    network = _dense_network(tensors, layers, residual, align_corners)
     return planner.render(network, coords, at, dtype=dtype, inference=inference)
 
 
@@ -47,12 +54,16 @@ def synthesis(
     residual: bool,
     align_corners: bool,
     dtype: torch.dtype,
+    backend: str,
     pixel_chunk: int,
 ) -> tuple[Tensor, list[Tensor]]:
     """Colours, float32 [B, P, 3], and what the backward pass needs, activations too unless `pixel_chunk` > 0."""
+    network = _dense_network(tensors, layers, residual, align_corners)
+    if backend == "cpu":
+        with without_autocast(coords):
+            return cpu_synthesis.forward(network, coords, at, dtype, pixel_chunk)
     from .kernels import layered
 
-    network = _dense_network(tensors, layers, residual, align_corners)
     points, weights = layered.Points.of(coords, at), layered.modulate(network, dtype)
     rgb = coords.new_empty(network.batch, coords.shape[1], 3, dtype=torch.float32)
     if pixel_chunk:
@@ -71,12 +82,16 @@ def _(
     residual: bool,
     align_corners: bool,
     dtype: torch.dtype,
+    backend: str,
     pixel_chunk: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    from .kernels import layered
-
     network = Network.from_tensors(tensors, layers, residual, align_corners)
     B, P = network.batch, coords.shape[1]
+    rgb = coords.new_empty(B, P, 3, dtype=torch.float32)
+    if backend == "cpu":
+        return rgb, cpu_synthesis.saved_like(network, coords, dtype, pixel_chunk)
+    from .kernels import layered
+
     saved = []
     for weights in (network.weights, network.tap_weights):
         saved += [coords.new_empty(B, *weight.shape, dtype=dtype) for weight in weights]
@@ -85,7 +100,7 @@ def _(
     if not pixel_chunk:
         x0 = coords.new_empty(coords.shape[0], P, 2 * network.freq.shape[0], dtype=dtype)
         saved += layered.Activations.empty(network, x0).tensors()
-    return coords.new_empty(B, P, 3, dtype=torch.float32), saved
+    return rgb, saved
 
 
 @custom_op("cips_fast::synthesis_bwd", mutates_args=())
@@ -99,13 +114,20 @@ def synthesis_bwd(
     residual: bool,
     align_corners: bool,
     dtype: torch.dtype,
+    backend: str,
     pixel_chunk: int,
     want_coords: bool,
 ) -> list[Tensor]:
     """Gradients of `tensors`, and those of `coords` and `at` if wanted."""
+    network = _dense_network(tensors, layers, residual, align_corners)
+    if backend == "cpu":
+        with without_autocast(coords):
+            of_network, of_points = cpu_synthesis.backward(
+                network, drgb, coords, at, saved, dtype, pixel_chunk, want_points=want_coords
+            )
+        return [*of_network.tensors(), *(of_points or ())]
     from .kernels import layered
 
-    network = _dense_network(tensors, layers, residual, align_corners)
     weights, kept = layered.Weights.from_tensors(saved, network)
     points = layered.Points.of(coords, at)
     gradients = layered.Gradients(network, weights, points, want_coords=want_coords)
@@ -135,7 +157,7 @@ def _differentiate_synthesis(ctx: Any, drgb: Tensor | None, _: Any) -> tuple:
         return None, None, [None] * ctx.count, *[None] * len(ctx.options)
     coords, at, *rest = ctx.saved_tensors
     tensors, saved = rest[: ctx.count], rest[ctx.count :]
-    layers, residual, align_corners, dtype, _ = ctx.options
+    layers, residual, align_corners, dtype, *_ = ctx.options
     if torch.is_grad_enabled():
 
         def formula(coords: Tensor, at: Tensor, *tensors: Tensor) -> Tensor:

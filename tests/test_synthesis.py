@@ -47,14 +47,14 @@ def gradients(call, network, points, upstream, dtype):
     return value_and_gradients(formula, tensors, upstream)
 
 
-def assert_like_the_formulas(place, network, points, upstream, **options):
+def assert_like_the_formulas(place, network, points, upstream, *, backend="triton", **options):
     device, dtype = place.device, place.dtype
     network = network.with_tensors([t.to(device) for t in network.tensors()])
     points, upstream = [t.to(device) for t in points], upstream.to(device)
 
     def ours(network, coords, at):
         with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            return synthesis(network, coords, at, backend="triton", **options)
+            return synthesis(network, coords, at, backend=backend, **options)
 
     got = gradients(ours, network, points, upstream, torch.float32)
     wanted = gradients(ref.synthesis_ref, network, points, upstream, torch.float64)
@@ -104,6 +104,26 @@ def test_other_backends_and_chunks(backend, residual, pixel_chunk):
     got = gradients(ours, network, points, upstream, torch.float32)
     plain = gradients(ref.synthesis_ref, network, points, upstream, torch.float32)
     assert_as_accurate(got, plain, wanted, torch.float32)
+
+
+@pytest.mark.parametrize("pixel_chunk", [None, 70])
+@pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_on_a_cpu_in_tiles(dtype, residual, shared, pixel_chunk, monkeypatch):
+    """64 pixels at a time, as if a core's cache held no more; three dimensions, which is nothing special here."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
+    drawn = problem(dtype, pixels=153, residual=residual, shared=shared, dims=3, align_corners=False)
+    assert_like_the_formulas(Place("cpu", "cpu", dtype), *drawn, backend="cpu", pixel_chunk=pixel_chunk)
+
+
+def test_on_the_cells_of_the_table(monkeypatch):
+    """Where every point reads one cell, the table's rows are taken as they are."""
+    network, _, upstream = problem(torch.float32, pixels=15, cells=(3, 5))
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 3), indexing="xy")
+    at = torch.stack([x, y], -1).view(1, 15, 2)
+    monkeypatch.setattr(torch.nn.functional, "embedding_bag", None)
+    assert_like_the_formulas(Place("cpu", "cpu", torch.float32), network, [at, at], upstream, backend="cpu")
 
 
 @pytest.mark.parametrize("pixel_chunk", [None, 2])
@@ -164,10 +184,11 @@ def test_equal_bits_in_any_order_of_warps_and_blocks(architecture, chunks_of_8):
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
-def test_operators_are_registered_as_pytorch_asks(residual, interpreter):
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
+def test_operators_are_registered_as_pytorch_asks(backend, residual, interpreter):
     network, points, upstream = problem(torch.float32, pixels=6, widths=(8, 8, 6), residual=residual)
     tensors = network.tensors()
-    options = (3, residual, True, torch.float32)
+    options = (3, residual, True, torch.float32, backend)
     with standing_in(interpreter):
         opcheck(network_ops.render, (*points, tensors, *options, "stack"))
         for pixel_chunk in (0, 4):
@@ -271,7 +292,9 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_image(interpr
     def kept(pixels, pixel_chunk):
         network, points, _ = problem(torch.float32, pixels=pixels)
         with standing_in(interpreter):
-            _, saved = network_ops.synthesis(*points, network.tensors(), 5, False, True, torch.float32, pixel_chunk)
+            _, saved = network_ops.synthesis(
+                *points, network.tensors(), 5, False, True, torch.float32, "triton", pixel_chunk
+            )
         return sum(t.nbytes for t in saved)
 
     assert kept(9, 4) == kept(90, 4)

@@ -1,0 +1,351 @@
+"""A whole network on a CPU, forward and backward, a tile of pixels after another.
+
+    x_l = lrelu(W'_l x_{l-1} + β_l)        √2 and the demodulation in W', √2 in β
+
+A layer is one oneDNN call with the leaky ReLU as its post-op. Layers run over one tile before the next, so that what
+one call writes the next reads from cache. The backward pass is two products and one elementwise pass a layer.
+
+lrelu is positively homogeneous, so the end of a residual block, (y + x)/√2, costs one pass: its W' and β have no √2.
+
+    B images   P pixels   n pixels of a tile   C channels of each half of the encoding   I, O channels of a layer
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference as ref
+from .cpu import add_to_table, places_bwd, read_table
+from .kernels.network import Network
+
+DTYPES = (torch.bfloat16, torch.float32)
+HALF_POWER = math.sqrt(0.5)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Modulated weights of a layer, and its bias; the gain in both."""
+
+    w: Tensor  # of the compute dtype [B, O, I]
+    bias: Tensor  # of the compute dtype [O]
+    scale: Tensor  # W' = scale W s, float32 [B, O]
+    gain: float
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the backward pass needs of a tile of every image."""
+
+    x0: Tensor  # [B|1, n, 2C]
+    outputs: list[list[Tensor]]  # of every image what its layers hand on [n, O]
+    own: list[list[Tensor]]  # of every image and residual block the last layer's own output [n, O]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of the fields."""
+        return [self.x0, *(t for images in (self.outputs, self.own) for image in images for t in image)]
+
+    @staticmethod
+    def take(tensors: Iterator[Tensor], network: Network) -> "Kept":
+        """The next of such a network from `tensors`."""
+        x0, images = next(tensors), range(network.batch)
+        outputs = [[next(tensors) for _ in network.weights] for _ in images]
+        return Kept(x0, outputs, [[next(tensors) for _ in network.blocks] for _ in images])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All of a network's modulated weights."""
+
+    layers: list[Layer]
+    taps: list[Layer]  # biases are those of the colours
+    shortcuts: list[Tensor]  # of the compute dtype [O, I]
+
+    @staticmethod
+    def of(network: Network, dtype: torch.dtype) -> "Weights":
+        """In a compute dtype."""
+        layers = [
+            _modulated(weight, style, bias, gain, True, dtype)
+            for weight, style, bias, gain in zip(
+                network.weights, network.styles, network.biases, _gains(network), strict=True
+            )
+        ]
+        taps = [
+            _modulated(weight, style, bias, 1.0, False, dtype)
+            for weight, style, bias in zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True)
+        ]
+        return Weights(layers, taps, [weight.to(dtype) for weight in network.shortcuts])
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors but the shortcuts, which may be parameters."""
+        return [t for each in (*self.layers, *self.taps) for t in (each.w, each.bias, each.scale)]
+
+    @staticmethod
+    def from_tensors(tensors: Sequence[Tensor], network: Network) -> tuple["Weights", list[Tensor]]:
+        """What `tensors` gave for such a network, and the tensors that follow it."""
+        rest = iter(tensors)
+        gains = _gains(network)
+        layers = [Layer(next(rest), next(rest), next(rest), gain) for gain in gains]
+        taps = [Layer(next(rest), next(rest), next(rest), 1.0) for _ in network.tap_weights]
+        return Weights(layers, taps, [weight.to(layers[0].w.dtype) for weight in network.shortcuts]), list(rest)
+
+
+def _gains(network: Network) -> list[float]:
+    return [1.0 if place in network.blocks else math.sqrt(2) for place in range(len(network.weights))]
+
+
+def _modulated(weight: Tensor, style: Tensor, bias: Tensor, gain: float, demodulate: bool, dtype: torch.dtype) -> Layer:
+    """W' = scale W s with scale = g d/√I and d = 1/sqrt(Σ_i (W s)²/I + 1e-8), or 1: the sum is a small product."""
+    weight, style = weight.float(), style.float()
+    (O, I), B = weight.shape, style.shape[0]
+    scale = style.new_full((B, O), gain / math.sqrt(I))
+    if demodulate:
+        scale *= torch.rsqrt(style.square() @ weight.square().mT / I + ref.EPS)
+    w = torch.empty(B, O, I, dtype=dtype)
+    for b in range(B):
+        torch.mul(weight * style[b], scale[b, :, None], out=w[b])
+    return Layer(w, (bias.float() * gain).to(dtype), scale, gain)
+
+
+def _modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demodulate: bool) -> tuple[Tensor, Tensor]:
+    """dW [O, I] and ds [B, I] from the gradient of modulated weights, float32 [B, O, I], which is overwritten."""
+    weight, style = weight.float(), style.float()
+    dweight, dstyle = torch.zeros_like(weight), torch.empty_like(style)
+    along = torch.empty_like(layer.scale)
+    for b, part in enumerate(dw):
+        part *= layer.scale[b, :, None]
+        dweight.addcmul_(part, style[b])
+        part *= weight
+        dstyle[b] = part.sum(0)
+        along[b] = part @ style[b]  # Σ_i dW' W'
+    if demodulate:  # ∂d/∂v = -d³ v, v = W s/√I, and d/√I = scale/g
+        along *= (layer.scale / layer.gain).square()
+        dweight -= weight * (along.mT @ style.square())
+        dstyle -= style * (along @ weight.square())
+    return dweight, dstyle
+
+
+def render(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """Colours, float32 [B, P, 3], keeping nothing: memory for one tile, whatever P.
+
+    Args:
+        network: its parameters.
+        coords: float32 [B|1, P, D].
+        at: where the table is read, float32 [B|1, P, 2].
+        dtype: of weights and activations, one of DTYPES.
+    """
+    weights, rgb = Weights.of(network, dtype), torch.empty(network.batch, coords.shape[1], 3)
+    for start, end in tiles(network, coords.shape[1], dtype):
+        x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
+        _forward_tile(network, weights, x0, rgb[:, start:end], None)
+    return rgb
+
+
+def forward(
+    network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype, pixel_chunk: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Colours, and what `backward` needs, activations too unless `pixel_chunk` > 0."""
+    weights, rgb = Weights.of(network, dtype), torch.empty(network.batch, coords.shape[1], 3)
+    saved = weights.tensors()
+    for start, end in tiles(network, coords.shape[1], dtype):
+        x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
+        kept = None if pixel_chunk else Kept(x0, [[] for _ in rgb], [[] for _ in rgb])
+        _forward_tile(network, weights, x0, rgb[:, start:end], kept)
+        saved += [] if kept is None else kept.tensors()
+    return rgb, saved
+
+
+def backward(
+    network: Network,
+    drgb: Tensor,
+    coords: Tensor,
+    at: Tensor,
+    saved: Sequence[Tensor],
+    dtype: torch.dtype,
+    pixel_chunk: int,
+    *,
+    want_points: bool,
+) -> tuple[Network, tuple[Tensor, Tensor] | None]:
+    """Gradients of a network, and of coords and at if wanted: drgb [B, P, 3].
+
+    With `pixel_chunk` N nothing was kept: at most N pixels are computed anew at a time.
+    """
+    weights, rest = Weights.from_tensors(saved, network)
+    gradients = Gradients(network, weights, coords, at, want_points=want_points)
+    kept_tensors = iter(rest)
+    for start, end in tiles(network, drgb.shape[1], dtype, pixel_chunk):
+        if pixel_chunk:
+            x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
+            kept = Kept(x0, [[] for _ in drgb], [[] for _ in drgb])
+            _forward_tile(network, weights, x0, None, kept)
+        else:
+            kept = Kept.take(kept_tensors, network)
+        gradients.add(start, end, kept, drgb[:, start:end])
+    return gradients.of_network(drgb), gradients.of_points
+
+
+def encode(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """[sin(F c + φ); E(c)]: coords [B|1, n, D], at [B|1, n, 2] -> [B|1, n, 2C]."""
+    C = network.freq.shape[0]
+    x0 = torch.empty(*coords.shape[:2], 2 * C, dtype=dtype)
+    x0[..., :C] = _phases(network, coords).sin_()
+    x0[..., C:] = read_table(network.table, at, network.align_corners)
+    return x0
+
+
+def _phases(network: Network, coords: Tensor) -> Tensor:
+    rows = torch.addmm(network.phase.float(), coords.flatten(0, 1), network.freq.float().mT)
+    return rows.view(*coords.shape[:2], -1)
+
+
+def _forward_tile(network: Network, weights: Weights, x0: Tensor, rgb: Tensor | None, kept: Kept | None) -> None:
+    """All layers for a tile of every image; colours go to `rgb` [B, n, 3], and layers to `kept`, if given."""
+    blocks = network.blocks
+    taps = {} if rgb is None else dict(zip(network.tapped, weights.taps, strict=True))
+    if rgb is not None:
+        rgb.copy_(torch.stack([tap.bias.float() for tap in weights.taps]).sum(0))
+    for b in range(network.batch):
+        x = before = x0[b if len(x0) > 1 else 0]
+        for place, layer in enumerate(weights.layers):
+            y = _linear_lrelu(x, layer.w[b], layer.bias)
+            if place in blocks:
+                if kept is not None:
+                    kept.own[b].append(y)
+                y = torch.add(y, _around(before, blocks[place], weights), alpha=HALF_POWER)
+            before, x = x, y
+            if kept is not None:
+                kept.outputs[b].append(x)
+            if place in taps:
+                rgb[b] += F.linear(x, taps[place].w[b])
+
+
+def _around(before: Tensor, shortcut: int | None, weights: Weights) -> Tensor:
+    return before if shortcut is None else F.linear(before, weights.shortcuts[shortcut])
+
+
+def _linear_lrelu(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+    """lrelu(x Wᵀ + β) in one call where PyTorch has oneDNN."""
+    if torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise.default(x, w, bias, "leaky_relu", [ref.LRELU_SLOPE], "")
+    return F.leaky_relu_(F.linear(x, w, bias), ref.LRELU_SLOPE)
+
+
+class Gradients:
+    """Gradients of a network, added up tile by tile and image by image."""
+
+    def __init__(self, network: Network, weights: Weights, coords: Tensor, at: Tensor, *, want_points: bool):
+        self.network, self.weights, self.points = network, weights, (coords, at)
+        self.layers = [torch.zeros(layer.w.shape) for layer in weights.layers]
+        self.taps = [torch.zeros(layer.w.shape) for layer in weights.taps]
+        self.biases = [torch.zeros(width) for width in network.widths]
+        self.shortcuts = [torch.zeros(w.shape) for w in weights.shortcuts]
+        self.freq, self.phase = torch.zeros(network.freq.shape), torch.zeros(network.phase.shape)
+        self.table = torch.zeros(network.table.shape)
+        self.of_points = (torch.zeros_like(coords), torch.zeros_like(at)) if want_points else None
+
+    def add(self, start: int, end: int, kept: Kept, drgb: Tensor) -> None:
+        """Go back through a tile of every image: drgb of these pixels [B, n, 3]."""
+        dx0 = None
+        for b in range(self.network.batch):
+            of_image = self._add_image(b, kept, drgb[b])
+            if len(kept.x0) == 1:
+                dx0 = of_image if dx0 is None else dx0.float().add_(of_image)
+            else:
+                dx0 = torch.empty_like(kept.x0) if dx0 is None else dx0
+                dx0[b] = of_image
+        self._add_encoding(start, end, dx0.view(kept.x0.shape))
+
+    def _add_image(self, b: int, kept: Kept, drgb: Tensor) -> Tensor:
+        """The gradient of x₀ [n, 2C]."""
+        network, weights, blocks = self.network, self.weights, self.network.blocks
+        colours, outputs = drgb.to(kept.x0.dtype), kept.outputs[b]
+        taps = {place: tap for tap, place in enumerate(network.tapped)}
+        own = dict(zip(blocks, kept.own[b], strict=True))
+        x0 = kept.x0[b if len(kept.x0) > 1 else 0]
+        dx = passed = None
+        for place in range(len(weights.layers) - 1, -1, -1):
+            y, x = outputs[place], outputs[place - 1] if place else x0
+            if place in taps:
+                tap = weights.taps[taps[place]].w[b]
+                self.taps[taps[place]][b] += colours.mT @ y
+                dx = colours @ tap if dx is None else dx.addmm_(colours, tap)
+            if place in own:
+                passed = dx
+            dz = torch.ops.aten.leaky_relu_backward(dx, own.get(place, y), ref.LRELU_SLOPE, True)
+            self.biases[place] += dz.sum(0, dtype=torch.float32)
+            self.layers[place][b] += dz.mT @ x
+            dx = dz @ weights.layers[place].w[b]
+            if place + 1 in own:
+                dx.add_(self._back_around(passed, x, blocks[place + 1]), alpha=HALF_POWER)
+        return dx
+
+    def _back_around(self, passed: Tensor, x: Tensor, shortcut: int | None) -> Tensor:
+        """√2 times the gradient that comes to a residual block's input x around the block."""
+        if shortcut is None:
+            return passed
+        self.shortcuts[shortcut].add_(passed.mT @ x, alpha=HALF_POWER)
+        return passed @ self.weights.shortcuts[shortcut]
+
+    def _add_encoding(self, start: int, end: int, dx0: Tensor) -> None:
+        """dx0 [B|1, n, 2C]."""
+        network, (coords, at) = self.network, (points[:, start:end] for points in self.points)
+        C = network.freq.shape[0]
+        dphases = _phases(network, coords).cos_().mul_(dx0[..., :C]).flatten(0, 1)
+        self.freq.addmm_(dphases.mT, coords.flatten(0, 1))
+        self.phase += dphases.sum(0)
+        dread, align = dx0[..., C:].float(), network.align_corners
+        add_to_table(self.table, dread, at, align)
+        if self.of_points is not None:
+            dcoords, dat = self.of_points
+            dcoords[:, start:end] = (dphases @ network.freq.float()).view(coords.shape)
+            dat[:, start:end] = places_bwd(dread, network.table, at, align)
+
+    def of_network(self, drgb: Tensor) -> Network:
+        """Gradients in the places of their parameters, of these dtypes: drgb of all pixels [B, P, 3]."""
+        network, weights = self.network, self.weights
+        layers = [
+            _modulated_bwd(*each, True)
+            for each in zip(self.layers, network.weights, network.styles, weights.layers, strict=True)
+        ]
+        taps = [
+            _modulated_bwd(*each, False)
+            for each in zip(self.taps, network.tap_weights, network.tap_styles, weights.taps, strict=True)
+        ]
+        of_colours = drgb.contiguous().sum((0, 1), dtype=torch.float32)
+        ordered = [
+            [dweight for dweight, _ in layers],
+            [db * layer.gain for db, layer in zip(self.biases, weights.layers, strict=True)],
+            [dstyle for _, dstyle in layers],
+            [dweight for dweight, _ in taps],
+            [of_colours.clone() for _ in taps],
+            [dstyle for _, dstyle in taps],
+            self.shortcuts,
+        ]
+        gradients = Network(self.freq, self.phase, self.table, *ordered, network.residual)
+        pairs = zip(gradients.tensors(), network.tensors(), strict=True)
+        return gradients.with_tensors([gradient.to(parameter.dtype) for gradient, parameter in pairs])
+
+
+def tiles(network: Network, pixels: int, dtype: torch.dtype, pixel_chunk: int = 0) -> list[tuple[int, int]]:
+    """Ranges of pixels of which a layer's input and output fit in a core's cache; at most `pixel_chunk` if > 0."""
+    size = torch.cpu.get_capabilities().get("l2_cache_size", 1 << 20)
+    step = max(64, size // (2 * max(network.widths) * dtype.itemsize) // 64 * 64)
+    step = min(step, pixel_chunk) if pixel_chunk else step
+    return [(start, min(start + step, pixels)) for start in range(0, pixels, step)]
+
+
+def saved_like(network: Network, coords: Tensor, dtype: torch.dtype, pixel_chunk: int) -> list[Tensor]:
+    """Tensors like those that `forward` gives."""
+    B, C = network.batch, network.freq.shape[0]
+    saved = []
+    for O, I in (weight.shape for weight in (*network.weights, *network.tap_weights)):
+        saved += [coords.new_empty(B, O, I, dtype=dtype), coords.new_empty(O, dtype=dtype), coords.new_empty(B, O)]
+    ends = [network.widths[end] for end in network.blocks]
+    for start, end in [] if pixel_chunk else tiles(network, coords.shape[1], dtype):
+        n = end - start
+        saved.append(coords.new_empty(len(coords), n, 2 * C, dtype=dtype))
+        saved += [coords.new_empty(n, width, dtype=dtype) for width in B * network.widths + B * ends]
+    return saved
