@@ -39,7 +39,7 @@ def read_table(table: Tensor, at: Tensor, align_corners: bool) -> Tensor:
     cells, weights = ref.bilinear_cells_ref(at, *table.shape[:2], align_corners)
     rows = table.flatten(0, 1)
     if (weights[..., 0] == 1).all():  # every point reads one cell
-        return rows[cells[..., 0]]
+        return rows.index_select(0, cells[..., 0].flatten()).view(*at.shape[:-1], table.shape[2])
     read = F.embedding_bag(cells.flatten(0, -2), rows, per_sample_weights=weights.flatten(0, -2), mode="sum")
     return read.view(*at.shape[:-1], table.shape[2])
 
