@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import reference as ref
 from .cpu import add_to_table, places_bwd, read_table
+from .kernels.launch import cpu_capabilities
 from .kernels.network import Network
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -49,9 +50,14 @@ class Kept:
         return [self.x0, *(t for images in (self.outputs, self.own) for image in images for t in image)]
 
     @staticmethod
-    def take(tensors: Iterator[Tensor], network: Network) -> "Kept":
-        """The next of such a network from `tensors`."""
-        x0, images = next(tensors), range(network.batch)
+    def nothing(x0: Tensor, network: Network) -> "Kept":
+        """Of no layer yet."""
+        return Kept(x0, [[] for _ in range(network.batch)], [[] for _ in range(network.batch)])
+
+    @staticmethod
+    def take(x0: Tensor, tensors: Iterator[Tensor], network: Network) -> "Kept":
+        """With the next tensors of such a network, in their order."""
+        images = range(network.batch)
         outputs = [[next(tensors) for _ in network.weights] for _ in images]
         return Kept(x0, outputs, [[next(tensors) for _ in network.blocks] for _ in images])
 
@@ -104,7 +110,7 @@ def _modulated(weight: Tensor, style: Tensor, bias: Tensor, gain: float, demodul
     scale = style.new_full((B, O), gain / math.sqrt(I))
     if demodulate:
         scale *= torch.rsqrt(style.square() @ weight.square().mT / I + ref.EPS)
-    w = torch.empty(B, O, I, dtype=dtype)
+    w = weight.new_empty(B, O, I, dtype=dtype)
     for b in range(B):
         torch.mul(weight * style[b], scale[b, :, None], out=w[b])
     return Layer(w, (bias.float() * gain).to(dtype), scale, gain)
@@ -137,7 +143,7 @@ def render(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> 
         at: where the table is read, float32 [B|1, P, 2].
         dtype: of weights and activations, one of DTYPES.
     """
-    weights, rgb = Weights.of(network, dtype), torch.empty(network.batch, coords.shape[1], 3)
+    weights, rgb = Weights.of(network, dtype), coords.new_empty(network.batch, coords.shape[1], 3)
     for start, end in tiles(network, coords.shape[1], dtype):
         x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
         _forward_tile(network, weights, x0, rgb[:, start:end], None)
@@ -148,11 +154,11 @@ def forward(
     network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype, pixel_chunk: int
 ) -> tuple[Tensor, list[Tensor]]:
     """Colours, and what `backward` needs, activations too unless `pixel_chunk` > 0."""
-    weights, rgb = Weights.of(network, dtype), torch.empty(network.batch, coords.shape[1], 3)
+    weights, rgb = Weights.of(network, dtype), coords.new_empty(network.batch, coords.shape[1], 3)
     saved = weights.tensors()
     for start, end in tiles(network, coords.shape[1], dtype):
         x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
-        kept = None if pixel_chunk else Kept(x0, [[] for _ in rgb], [[] for _ in rgb])
+        kept = None if pixel_chunk else Kept.nothing(x0, network)
         _forward_tile(network, weights, x0, rgb[:, start:end], kept)
         saved += [] if kept is None else kept.tensors()
     return rgb, saved
@@ -175,22 +181,34 @@ def backward(
     """
     weights, rest = Weights.from_tensors(saved, network)
     gradients = Gradients(network, weights, coords, at, want_points=want_points)
-    kept_tensors = iter(rest)
-    for start, end in tiles(network, drgb.shape[1], dtype, pixel_chunk):
-        if pixel_chunk:
-            x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
-            kept = Kept(x0, [[] for _ in drgb], [[] for _ in drgb])
-            _forward_tile(network, weights, x0, None, kept)
-        else:
-            kept = Kept.take(kept_tensors, network)
+    end = 0
+    for kept in _recomputed(network, weights, coords, at, dtype, pixel_chunk) if pixel_chunk else _taken(rest, network):
+        start, end = end, end + kept.x0.shape[1]
         gradients.add(start, end, kept, drgb[:, start:end])
     return gradients.of_network(drgb), gradients.of_points
+
+
+def _recomputed(
+    network: Network, weights: Weights, coords: Tensor, at: Tensor, dtype: torch.dtype, pixel_chunk: int
+) -> Iterator[Kept]:
+    for start, end in tiles(network, coords.shape[1], dtype, pixel_chunk):
+        x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
+        kept = Kept.nothing(x0, network)
+        _forward_tile(network, weights, x0, None, kept)
+        yield kept
+
+
+def _taken(tensors: Sequence[Tensor], network: Network) -> Iterator[Kept]:
+    """Tile after tile of what `forward` saved, with however many threads it ran."""
+    rest = iter(tensors)
+    for x0 in rest:
+        yield Kept.take(x0, rest, network)
 
 
 def encode(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
     """[sin(F c + φ); E(c)]: coords [B|1, n, D], at [B|1, n, 2] -> [B|1, n, 2C]."""
     C = network.freq.shape[0]
-    x0 = torch.empty(*coords.shape[:2], 2 * C, dtype=dtype)
+    x0 = coords.new_empty(*coords.shape[:2], 2 * C, dtype=dtype)
     x0[..., :C] = _phases(network, coords).sin_()
     x0[..., C:] = read_table(network.table, at, network.align_corners)
     return x0
@@ -238,12 +256,13 @@ class Gradients:
 
     def __init__(self, network: Network, weights: Weights, coords: Tensor, at: Tensor, *, want_points: bool):
         self.network, self.weights, self.points = network, weights, (coords, at)
-        self.layers = [torch.zeros(layer.w.shape) for layer in weights.layers]
-        self.taps = [torch.zeros(layer.w.shape) for layer in weights.taps]
-        self.biases = [torch.zeros(width) for width in network.widths]
-        self.shortcuts = [torch.zeros(w.shape) for w in weights.shortcuts]
-        self.freq, self.phase = torch.zeros(network.freq.shape), torch.zeros(network.phase.shape)
-        self.table = torch.zeros(network.table.shape)
+        self.layers = [coords.new_zeros(layer.w.shape) for layer in weights.layers]
+        self.taps = [coords.new_zeros(layer.w.shape) for layer in weights.taps]
+        self.biases = [coords.new_zeros(width) for width in network.widths]
+        self.shortcuts = [coords.new_zeros(w.shape) for w in weights.shortcuts]
+        self.freq, self.phase, self.table = (
+            coords.new_zeros(t.shape) for t in (network.freq, network.phase, network.table)
+        )
         self.of_points = (torch.zeros_like(coords), torch.zeros_like(at)) if want_points else None
 
     def add(self, start: int, end: int, kept: Kept, drgb: Tensor) -> None:
@@ -330,9 +349,9 @@ class Gradients:
 
 
 def tiles(network: Network, pixels: int, dtype: torch.dtype, pixel_chunk: int = 0) -> list[tuple[int, int]]:
-    """Ranges of pixels of which a layer's input and output fit in a core's cache; at most `pixel_chunk` if > 0."""
-    size = torch.cpu.get_capabilities().get("l2_cache_size", 1 << 20)
-    step = max(64, size // (2 * max(network.widths) * dtype.itemsize) // 64 * 64)
+    """Ranges of pixels, at most `pixel_chunk` if > 0: a layer's input and output fill half of all threads' caches."""
+    cache = torch.get_num_threads() * cpu_capabilities().get("l2_cache_size", 1 << 20) // 2
+    step = max(64, cache // (2 * max(network.widths) * dtype.itemsize) // 64 * 64)
     step = min(step, pixel_chunk) if pixel_chunk else step
     return [(start, min(start + step, pixels)) for start in range(0, pixels, step)]
 

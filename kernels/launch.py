@@ -255,8 +255,12 @@ def native_half(device: torch.device | str) -> torch.dtype | None:
 
 def cpu_multiplies_bfloat16() -> bool:
     """Whether the processor has bfloat16 matrix instructions; PyTorch would emulate them elsewhere, at a loss."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return any(cpu_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def cpu_capabilities() -> dict[str, bool | int | str]:
+    """What PyTorch knows of the processor; nothing in versions that do not tell."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def _family(architecture: str) -> str:

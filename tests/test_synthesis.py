@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cips_fast import CIPSGenerator, network_ops
+from cips_fast import CIPSGenerator, cpu_synthesis, network_ops
 from cips_fast import reference as ref
 from cips_fast.kernels import layered, planner
 from cips_fast.kernels.device import standing_in
@@ -115,6 +115,22 @@ def test_on_a_cpu_in_tiles(dtype, residual, shared, pixel_chunk, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
     drawn = problem(dtype, pixels=153, residual=residual, shared=shared, dims=3, align_corners=False)
     assert_like_the_formulas(Place("cpu", "cpu", dtype), *drawn, backend="cpu", pixel_chunk=pixel_chunk)
+
+
+def test_threads_may_change_between_forward_and_backward(monkeypatch):
+    """With them the length of a tile."""
+    network, points, upstream = problem(torch.float32, pixels=400)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 2 * 4 * 24 * 192})
+    lengths = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        lengths.append(cpu_synthesis.tiles(network, 400, torch.float32))
+    assert lengths == [[(start, min(start + 64 * n, 400)) for start in range(0, 400, 64 * n)] for n in (1, 3)]
+    rgb = synthesis(network.with_tensors([t.requires_grad_() for t in network.tensors()]), *points, backend="cpu")
+    wanted = torch.autograd.grad(rgb, network.tensors(), upstream, retain_graph=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    got = torch.autograd.grad(rgb, network.tensors(), upstream)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 def test_on_the_cells_of_the_table(monkeypatch):
@@ -302,9 +318,11 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_image(interpr
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_no_points(place):
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
+def test_no_points(place, backend):
     for pixel_chunk in (None, 3):
-        rgb, *others = assert_like_the_formulas(place, *problem(place.dtype, pixels=0), pixel_chunk=pixel_chunk)
+        nothing = problem(place.dtype, pixels=0)
+        rgb, *others = assert_like_the_formulas(place, *nothing, pixel_chunk=pixel_chunk, backend=backend)
         assert rgb.shape == (2, 0, 3)
         assert not any(g.any() for g in others)
 
