@@ -56,7 +56,8 @@ def run_layer(batch: int, inputs: int, outputs: int, dtype: torch.dtype, *, neig
     mod_fc.mod_fc_fwd(x, w, bias, lrelu=not is_rgb, gain=1.4)
     dz, _ = mod_fc_bwd.mod_fc_act_bwd(y, y)
     mod_fc_bwd.mod_fc_dgrad(dz, w)
-    mod_fc_bwd.mod_fc_dgrad(dz, w, shared=True)
+    if (inputs, outputs) == LAYERS[0]:  # images share coordinates
+        mod_fc_bwd.mod_fc_dgrad(dz, w, shared=True)
     dw = mod_fc_bwd.mod_fc_wgrad(dz, x)
     if neighbours:
         mod_fc_bwd.mod_fc_wgrad(dz, x, dw)

@@ -19,7 +19,7 @@ from .emulator import EmulatedGPU
 
 ARCHITECTURES = ["sm_80", "sm_90"]
 # Several tiles and a ragged rest in every dimension of some kernel; and odd sizes, whose loads are narrow.
-SHAPES = [(2, 300, 80, 272), (1, 70, 33, 24)]
+SHAPES = [(2, 140, 80, 272), (1, 70, 33, 24)]
 
 NOT_COUNTED = ("steps_ptr",)  # a few numbers that all threads read, as often as the compiler likes
 
