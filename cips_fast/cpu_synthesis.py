@@ -3,11 +3,13 @@
     x_l = lrelu(W'_l x_{l-1} + β_l)        √2 and the demodulation in W', √2 in β
 
 A layer is one oneDNN call with the leaky ReLU as its post-op. Layers run over one tile before the next, so that what
-one call writes the next reads from cache. The backward pass is two products and one elementwise pass a layer.
+one call writes the next reads from cache. The backward pass is two products and one elementwise pass a layer. Images
+whose layers are little work go through together, as a batched product and a pass: their calls would take longer.
 
 lrelu is positively homogeneous, so the end of a residual block, (y + x)/√2, costs one pass: its W' and β have no √2.
 
-    B images   P pixels   n pixels of a tile   C channels of each half of the encoding   I, O channels of a layer
+    B images   g of them at once   P pixels   n pixels of a tile   I, O channels of a layer
+    C channels of each half of the encoding
 """
 
 import math
@@ -25,6 +27,7 @@ from .kernels.network import Network
 
 DTYPES = (torch.bfloat16, torch.float32)
 HALF_POWER = math.sqrt(0.5)
+CALL = 1 << 28  # operations of a product from which on it is worth a call of its own
 
 
 @dataclass(frozen=True)
@@ -42,24 +45,23 @@ class Kept:
     """What the backward pass needs of a tile of every image."""
 
     x0: Tensor  # [B|1, n, 2C]
-    outputs: list[list[Tensor]]  # of every image what its layers hand on [n, O]
-    own: list[list[Tensor]]  # of every image and residual block the last layer's own output [n, O]
+    outputs: list[list[Tensor]]  # of every group of images what its layers hand on [g, n, O]
+    own: list[list[Tensor]]  # of every group and residual block the last layer's own output [g, n, O]
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order of the fields."""
-        return [self.x0, *(t for images in (self.outputs, self.own) for image in images for t in image)]
+        return [self.x0, *(t for groups in (self.outputs, self.own) for group in groups for t in group)]
 
     @staticmethod
-    def nothing(x0: Tensor, network: Network) -> "Kept":
+    def nothing(x0: Tensor, groups: int) -> "Kept":
         """Of no layer yet."""
-        return Kept(x0, [[] for _ in range(network.batch)], [[] for _ in range(network.batch)])
+        return Kept(x0, [[] for _ in range(groups)], [[] for _ in range(groups)])
 
     @staticmethod
-    def take(x0: Tensor, tensors: Iterator[Tensor], network: Network) -> "Kept":
+    def take(x0: Tensor, tensors: Iterator[Tensor], network: Network, groups: int) -> "Kept":
         """With the next tensors of such a network, in their order."""
-        images = range(network.batch)
-        outputs = [[next(tensors) for _ in network.weights] for _ in images]
-        return Kept(x0, outputs, [[next(tensors) for _ in network.blocks] for _ in images])
+        outputs = [[next(tensors) for _ in network.weights] for _ in range(groups)]
+        return Kept(x0, outputs, [[next(tensors) for _ in network.blocks] for _ in range(groups)])
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def _modulated(weight: Tensor, style: Tensor, bias: Tensor, gain: float, demodul
     if demodulate:
         scale *= torch.rsqrt(style.square() @ weight.square().mT / I + ref.EPS)
     w = weight.new_empty(B, O, I, dtype=dtype)
-    for b in range(B):
-        torch.mul(weight * style[b], scale[b, :, None], out=w[b])
+    for some in _images_in_cache(B, O * I):
+        torch.mul(weight * style[some, None], scale[some, :, None], out=w[some])
     return Layer(w, (bias.float() * gain).to(dtype), scale, gain)
 
 
@@ -121,17 +123,24 @@ def _modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demo
     weight, style = weight.float(), style.float()
     dweight, dstyle = torch.zeros_like(weight), torch.empty_like(style)
     along = torch.empty_like(layer.scale)
-    for b, part in enumerate(dw):
-        part *= layer.scale[b, :, None]
-        dweight.addcmul_(part, style[b])
+    for some in _images_in_cache(*dw.shape[:1], weight.numel()):
+        part = dw[some]
+        part *= layer.scale[some, :, None]
+        dweight += (part * style[some, None]).sum(0)
         part *= weight
-        dstyle[b] = part.sum(0)
-        along[b] = part @ style[b]  # Σ_i dW' W'
+        dstyle[some] = part.sum(1)
+        along[some] = (part @ style[some, :, None]).squeeze(2)  # Σ_i dW' W'
     if demodulate:  # ∂d/∂v = -d³ v, v = W s/√I, and d/√I = scale/g
         along *= (layer.scale / layer.gain).square()
         dweight -= weight * (along.mT @ style.square())
         dstyle -= style * (along @ weight.square())
     return dweight, dstyle
+
+
+def _images_in_cache(count: int, elements: int) -> Iterator[slice]:
+    """Images of so many float32 elements each, as many at a time as 2 MiB hold."""
+    step = max(1, (1 << 19) // elements)
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def render(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
@@ -146,7 +155,7 @@ def render(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> 
     weights, rgb = Weights.of(network, dtype), coords.new_empty(network.batch, coords.shape[1], 3)
     for start, end in tiles(network, coords.shape[1], dtype):
         x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
-        _forward_tile(network, weights, x0, rgb[:, start:end], None)
+        _forward_tile(network, weights, x0, rgb[:, start:end], None, groups(network, coords.shape[1]))
     return rgb
 
 
@@ -156,10 +165,10 @@ def forward(
     """Colours, and what `backward` needs, activations too unless `pixel_chunk` > 0."""
     weights, rgb = Weights.of(network, dtype), coords.new_empty(network.batch, coords.shape[1], 3)
     saved = weights.tensors()
-    for start, end in tiles(network, coords.shape[1], dtype):
+    for start, end in (tiles if pixel_chunk else training_tiles)(network, coords.shape[1], dtype):
         x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
-        kept = None if pixel_chunk else Kept.nothing(x0, network)
-        _forward_tile(network, weights, x0, rgb[:, start:end], kept)
+        kept = None if pixel_chunk else Kept.nothing(x0, len(groups(network, coords.shape[1])))
+        _forward_tile(network, weights, x0, rgb[:, start:end], kept, groups(network, coords.shape[1]))
         saved += [] if kept is None else kept.tensors()
     return rgb, saved
 
@@ -179,10 +188,11 @@ def backward(
 
     With `pixel_chunk` N nothing was kept: at most N pixels are computed anew at a time.
     """
-    weights, rest = Weights.from_tensors(saved, network)
+    (weights, rest), P = Weights.from_tensors(saved, network), coords.shape[1]
     gradients = Gradients(network, weights, coords, at, want_points=want_points)
     end = 0
-    for kept in _recomputed(network, weights, coords, at, dtype, pixel_chunk) if pixel_chunk else _taken(rest, network):
+    tiled = _recomputed(network, weights, coords, at, dtype, pixel_chunk) if pixel_chunk else _taken(rest, network, P)
+    for kept in tiled:
         start, end = end, end + kept.x0.shape[1]
         gradients.add(start, end, kept, drgb[:, start:end])
     return gradients.of_network(drgb), gradients.of_points
@@ -191,18 +201,19 @@ def backward(
 def _recomputed(
     network: Network, weights: Weights, coords: Tensor, at: Tensor, dtype: torch.dtype, pixel_chunk: int
 ) -> Iterator[Kept]:
-    for start, end in tiles(network, coords.shape[1], dtype, pixel_chunk):
+    for start, end in training_tiles(network, coords.shape[1], dtype, pixel_chunk):
         x0 = encode(network, coords[:, start:end], at[:, start:end], dtype)
-        kept = Kept.nothing(x0, network)
-        _forward_tile(network, weights, x0, None, kept)
+        images = groups(network, coords.shape[1])
+        kept = Kept.nothing(x0, len(images))
+        _forward_tile(network, weights, x0, None, kept, images)
         yield kept
 
 
-def _taken(tensors: Sequence[Tensor], network: Network) -> Iterator[Kept]:
+def _taken(tensors: Sequence[Tensor], network: Network, pixels: int) -> Iterator[Kept]:
     """Tile after tile of what `forward` saved, with however many threads it ran."""
-    rest = iter(tensors)
+    rest, images = iter(tensors), len(groups(network, pixels))
     for x0 in rest:
-        yield Kept.take(x0, rest, network)
+        yield Kept.take(x0, rest, network, images)
 
 
 def encode(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
@@ -219,36 +230,48 @@ def _phases(network: Network, coords: Tensor) -> Tensor:
     return rows.view(*coords.shape[:2], -1)
 
 
-def _forward_tile(network: Network, weights: Weights, x0: Tensor, rgb: Tensor | None, kept: Kept | None) -> None:
-    """All layers for a tile of every image; colours go to `rgb` [B, n, 3], and layers to `kept`, if given."""
+def _forward_tile(
+    network: Network, weights: Weights, x0: Tensor, rgb: Tensor | None, kept: Kept | None, images: list[slice]
+) -> None:
+    """All layers for a tile of all images; colours go to `rgb` [B, n, 3], and layers to `kept`, if given."""
     blocks = network.blocks
     taps = {} if rgb is None else dict(zip(network.tapped, weights.taps, strict=True))
     if rgb is not None:
         rgb.copy_(torch.stack([tap.bias.float() for tap in weights.taps]).sum(0))
-    for b in range(network.batch):
-        x = before = x0[b if len(x0) > 1 else 0]
+    for group, some in enumerate(images):
+        x = before = _of_images(x0, some)
         for place, layer in enumerate(weights.layers):
-            y = _linear_lrelu(x, layer.w[b], layer.bias)
+            y = _layer(x, layer.w[some], layer.bias)
             if place in blocks:
                 if kept is not None:
-                    kept.own[b].append(y)
+                    kept.own[group].append(y)
                 y = torch.add(y, _around(before, blocks[place], weights), alpha=HALF_POWER)
             before, x = x, y
             if kept is not None:
-                kept.outputs[b].append(x)
+                kept.outputs[group].append(x)
             if place in taps:
-                rgb[b] += F.linear(x, taps[place].w[b])
+                rgb[some] += _product(x, taps[place].w[some].mT)
+
+
+def _of_images(x0: Tensor, some: slice) -> Tensor:
+    """Of some images, where all may share it: [g, n, 2C]."""
+    return x0[some] if len(x0) > 1 else x0.expand(some.stop - some.start, -1, -1)
 
 
 def _around(before: Tensor, shortcut: int | None, weights: Weights) -> Tensor:
     return before if shortcut is None else F.linear(before, weights.shortcuts[shortcut])
 
 
-def _linear_lrelu(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    """lrelu(x Wᵀ + β) in one call where PyTorch has oneDNN."""
-    if torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise.default(x, w, bias, "leaky_relu", [ref.LRELU_SLOPE], "")
-    return F.leaky_relu_(F.linear(x, w, bias), ref.LRELU_SLOPE)
+def _layer(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+    """lrelu(x Wᵀ + β): x [g, n, I], w [g, O, I]; for one image in one call where PyTorch has oneDNN."""
+    if len(w) == 1 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise.default(x, w[0], bias, "leaky_relu", [ref.LRELU_SLOPE], "")
+    return F.leaky_relu_(torch.baddbmm(bias, x, w.mT), ref.LRELU_SLOPE)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """[g, N, K] by [g, K, M]; one of them is no batch to PyTorch, whose single products are faster."""
+    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 
 class Gradients:
@@ -266,37 +289,37 @@ class Gradients:
         self.of_points = (torch.zeros_like(coords), torch.zeros_like(at)) if want_points else None
 
     def add(self, start: int, end: int, kept: Kept, drgb: Tensor) -> None:
-        """Go back through a tile of every image: drgb of these pixels [B, n, 3]."""
+        """Go back through a tile of all images: drgb of these pixels [B, n, 3]."""
         dx0 = None
-        for b in range(self.network.batch):
-            of_image = self._add_image(b, kept, drgb[b])
-            if len(kept.x0) == 1:
-                dx0 = of_image if dx0 is None else dx0.float().add_(of_image)
-            else:
+        for group, some in enumerate(groups(self.network, self.points[0].shape[1])):
+            part = self._add_images(group, some, kept, drgb[some])
+            if len(kept.x0) == len(drgb):
                 dx0 = torch.empty_like(kept.x0) if dx0 is None else dx0
-                dx0[b] = of_image
-        self._add_encoding(start, end, dx0.view(kept.x0.shape))
+                dx0[some] = part
+            else:
+                part = part.sum(0, keepdim=True, dtype=torch.float32)
+                dx0 = part if dx0 is None else dx0.add_(part)
+        self._add_encoding(start, end, dx0)
 
-    def _add_image(self, b: int, kept: Kept, drgb: Tensor) -> Tensor:
-        """The gradient of x₀ [n, 2C]."""
+    def _add_images(self, group: int, some: slice, kept: Kept, drgb: Tensor) -> Tensor:
+        """The gradient of x₀ [g, n, 2C]."""
         network, weights, blocks = self.network, self.weights, self.network.blocks
-        colours, outputs = drgb.to(kept.x0.dtype), kept.outputs[b]
+        colours, outputs, x0 = drgb.to(kept.x0.dtype), kept.outputs[group], _of_images(kept.x0, some)
         taps = {place: tap for tap, place in enumerate(network.tapped)}
-        own = dict(zip(blocks, kept.own[b], strict=True))
-        x0 = kept.x0[b if len(kept.x0) > 1 else 0]
+        own = dict(zip(blocks, kept.own[group], strict=True))
         dx = passed = None
         for place in range(len(weights.layers) - 1, -1, -1):
             y, x = outputs[place], outputs[place - 1] if place else x0
             if place in taps:
-                tap = weights.taps[taps[place]].w[b]
-                self.taps[taps[place]][b] += colours.mT @ y
-                dx = colours @ tap if dx is None else dx.addmm_(colours, tap)
+                tap = weights.taps[taps[place]].w[some]
+                self.taps[taps[place]][some] += _product(colours.mT, y)
+                dx = _product(colours, tap) if dx is None else dx.baddbmm_(colours, tap)
             if place in own:
                 passed = dx
             dz = torch.ops.aten.leaky_relu_backward(dx, own.get(place, y), ref.LRELU_SLOPE, True)
-            self.biases[place] += dz.sum(0, dtype=torch.float32)
-            self.layers[place][b] += dz.mT @ x
-            dx = dz @ weights.layers[place].w[b]
+            self.biases[place] += dz.sum((0, 1))
+            self.layers[place][some] += _product(dz.mT, x)
+            dx = _product(dz, weights.layers[place].w[some])
             if place + 1 in own:
                 dx.add_(self._back_around(passed, x, blocks[place + 1]), alpha=HALF_POWER)
         return dx
@@ -305,7 +328,7 @@ class Gradients:
         """√2 times the gradient that comes to a residual block's input x around the block."""
         if shortcut is None:
             return passed
-        self.shortcuts[shortcut].add_(passed.mT @ x, alpha=HALF_POWER)
+        self.shortcuts[shortcut].add_(_product(passed.mT, x).sum(0), alpha=HALF_POWER)
         return passed @ self.weights.shortcuts[shortcut]
 
     def _add_encoding(self, start: int, end: int, dx0: Tensor) -> None:
@@ -348,11 +371,31 @@ class Gradients:
         return gradients.with_tensors([gradient.to(parameter.dtype) for gradient, parameter in pairs])
 
 
-def tiles(network: Network, pixels: int, dtype: torch.dtype, pixel_chunk: int = 0) -> list[tuple[int, int]]:
-    """Ranges of pixels, at most `pixel_chunk` if > 0: a layer's input and output fill half of all threads' caches."""
+def groups(network: Network, pixels: int) -> list[slice]:
+    """Images that go through together: each for itself where a layer of one is work enough for a call."""
+    widest = max(network.widths)
+    step = 1 if 2 * pixels * widest**2 >= CALL else network.batch
+    return [slice(start, start + step) for start in range(0, network.batch, step)]
+
+
+def tiles(network: Network, pixels: int, dtype: torch.dtype) -> list[tuple[int, int]]:
+    """Ranges of pixels: a layer's input and output fill half of all threads' caches."""
+    return _ranges(pixels, _tile(network, pixels, dtype))
+
+
+def training_tiles(network: Network, pixels: int, dtype: torch.dtype, pixel_chunk: int = 0) -> list[tuple[int, int]]:
+    """Ranges of pixels, at most `pixel_chunk` if > 0, and else longer, for each adds to the gradients of weights."""
+    step = 4 * _tile(network, pixels, dtype)
+    return _ranges(pixels, min(step, pixel_chunk) if pixel_chunk else step)
+
+
+def _tile(network: Network, pixels: int, dtype: torch.dtype) -> int:
     cache = torch.get_num_threads() * cpu_capabilities().get("l2_cache_size", 1 << 20) // 2
-    step = max(64, cache // (2 * max(network.widths) * dtype.itemsize) // 64 * 64)
-    step = min(step, pixel_chunk) if pixel_chunk else step
+    images = groups(network, pixels)[0].stop
+    return max(64, cache // (2 * images * max(network.widths) * dtype.itemsize) // 64 * 64)
+
+
+def _ranges(pixels: int, step: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, pixels)) for start in range(0, pixels, step)]
 
 
@@ -362,9 +405,10 @@ def saved_like(network: Network, coords: Tensor, dtype: torch.dtype, pixel_chunk
     saved = []
     for O, I in (weight.shape for weight in (*network.weights, *network.tap_weights)):
         saved += [coords.new_empty(B, O, I, dtype=dtype), coords.new_empty(O, dtype=dtype), coords.new_empty(B, O)]
-    ends = [network.widths[end] for end in network.blocks]
-    for start, end in [] if pixel_chunk else tiles(network, coords.shape[1], dtype):
+    ends, images = [network.widths[end] for end in network.blocks], groups(network, coords.shape[1])
+    for start, end in [] if pixel_chunk else training_tiles(network, coords.shape[1], dtype):
         n = end - start
         saved.append(coords.new_empty(len(coords), n, 2 * C, dtype=dtype))
-        saved += [coords.new_empty(n, width, dtype=dtype) for width in B * network.widths + B * ends]
+        for widths in (network.widths, ends):
+            saved += [coords.new_empty(some.stop - some.start, n, O, dtype=dtype) for some in images for O in widths]
     return saved

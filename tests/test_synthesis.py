@@ -107,25 +107,27 @@ def test_other_backends_and_chunks(backend, residual, pixel_chunk):
 
 
 @pytest.mark.parametrize("pixel_chunk", [None, 70])
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
 @pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
-def test_on_a_cpu_in_tiles(dtype, residual, shared, pixel_chunk, monkeypatch):
-    """64 pixels at a time, as if a core's cache held no more; three dimensions, which is nothing special here."""
+def test_on_a_cpu_in_tiles(dtype, residual, shared, at_once, pixel_chunk, monkeypatch):
+    """256 pixels at a time, as if a core's cache held no more; three dimensions, which is nothing special here."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
-    drawn = problem(dtype, pixels=153, residual=residual, shared=shared, dims=3, align_corners=False)
+    monkeypatch.setattr(cpu_synthesis, "CALL", 1 << 60 if at_once else 0)  # images go through together, or not
+    drawn = problem(dtype, pixels=300, residual=residual, shared=shared, dims=3, align_corners=False)
     assert_like_the_formulas(Place("cpu", "cpu", dtype), *drawn, backend="cpu", pixel_chunk=pixel_chunk)
 
 
 def test_threads_may_change_between_forward_and_backward(monkeypatch):
     """With them the length of a tile."""
     network, points, upstream = problem(torch.float32, pixels=400)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 2 * 4 * 24 * 192})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 4 * 2 * 24 * 4 * 64})
     lengths = []
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        lengths.append(cpu_synthesis.tiles(network, 400, torch.float32))
-    assert lengths == [[(start, min(start + 64 * n, 400)) for start in range(0, 400, 64 * n)] for n in (1, 3)]
+        lengths.append([end - start for start, end in cpu_synthesis.training_tiles(network, 400, torch.float32)])
+    assert lengths == [[256, 144], [400]]
     rgb = synthesis(network.with_tensors([t.requires_grad_() for t in network.tensors()]), *points, backend="cpu")
     wanted = torch.autograd.grad(rgb, network.tensors(), upstream, retain_graph=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
