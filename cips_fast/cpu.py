@@ -40,7 +40,11 @@ def read_table(table: Tensor, at: Tensor, align_corners: bool) -> Tensor:
     rows = table.flatten(0, 1)
     if (weights[..., 0] == 1).all():  # every point reads one cell
         return rows.index_select(0, cells[..., 0].flatten()).view(*at.shape[:-1], table.shape[2])
-    read = F.embedding_bag(cells.flatten(0, -2), rows, per_sample_weights=weights.flatten(0, -2), mode="sum")
+    cells, weights = cells.flatten(0, -2), weights.flatten(0, -2)
+    if rows.dtype == weights.dtype:
+        read = F.embedding_bag(cells, rows, per_sample_weights=weights, mode="sum")
+    else:  # a table of fewer bits: the sum has all of those of the coordinates
+        read = sum(rows.index_select(0, cells[:, i]) * weights[:, i, None] for i in range(4))
     return read.view(*at.shape[:-1], table.shape[2])
 
 

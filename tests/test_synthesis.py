@@ -119,6 +119,20 @@ def test_on_a_cpu_in_tiles(dtype, residual, shared, at_once, pixel_chunk, monkey
     assert_like_the_formulas(Place("cpu", "cpu", dtype), *drawn, backend="cpu", pixel_chunk=pixel_chunk)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_16_bits_on_a_cpu(dtype):
+    """Without autocast: all is computed in their dtype but encoding and sums."""
+    network, points, upstream = problem(dtype)
+    inputs = [t.to(dtype).requires_grad_() for t in (*points, *network.tensors())]
+    rgb = synthesis(network.with_tensors(inputs[2:]), *inputs[:2], backend="cpu")
+    gradients = torch.autograd.grad(rgb, inputs, upstream.to(rgb.dtype))
+    assert [g.dtype for g in gradients] == [dtype] * len(inputs)
+    wanted = ref.synthesis_ref(
+        network.with_tensors([t.double() for t in network.tensors()]), *map(torch.Tensor.double, points)
+    )
+    assert (rgb - wanted).norm() / wanted.norm() < 2e-2
+
+
 def test_threads_may_change_between_forward_and_backward(monkeypatch):
     """With them the length of a tile."""
     network, points, upstream = problem(torch.float32, pixels=400)
