@@ -1,10 +1,15 @@
-"""The CPU path: the gain and the bias inside the matrix product, the activation in place.
+"""Layers and encodings on a CPU, alone and as a whole network takes them (cpu_synthesis.py).
 
 lrelu is positively homogeneous, √2·lrelu(W'x + β) = lrelu(√2·W'x + √2·β), so the gain is folded into the small weights
-and biases instead of being a pass over the pixels. A layer is then one batched GEMM and one elementwise pass.
+and biases instead of being a pass over the pixels.
+
+    B images   g of them at once   P pixels   n pixels of a tile   I, O channels of a layer
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +28,73 @@ def mod_fc_cpu(
     y = torch.bmm(x, w.mT) if bias is None else torch.baddbmm(bias * gain, x, w.mT)
     # The product's own backward does not read its output, so the activation may overwrite it.
     return F.leaky_relu_(y, ref.LRELU_SLOPE) if activation == "lrelu" else ref.activate_ref(y, activation)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Modulated weights of a layer, and its bias; the gain in both."""
+
+    w: Tensor  # of the compute dtype [B, O, I]
+    bias: Tensor  # of the compute dtype [O]
+    scale: Tensor  # W' = scale W s, float32 [B, O]
+    gain: float
+
+
+def modulated(weight: Tensor, style: Tensor, bias: Tensor, gain: float, demodulate: bool, dtype: torch.dtype) -> Layer:
+    """W' = scale W s with scale = g d/√I and d = 1/sqrt(Σ_i (W s)²/I + 1e-8), or 1: the sum is a small product."""
+    weight, style = weight.float(), style.float()
+    (O, I), B = weight.shape, style.shape[0]
+    scale = style.new_full((B, O), gain / math.sqrt(I))
+    if demodulate:
+        scale *= torch.rsqrt(style.square() @ weight.square().mT / I + ref.EPS)
+    w = weight.new_empty(B, O, I, dtype=dtype)
+    for some in _images_in_cache(B, O * I):
+        torch.mul(weight * style[some, None], scale[some, :, None], out=w[some])
+    return Layer(w, (bias.float() * gain).to(dtype), scale, gain)
+
+
+def modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demodulate: bool) -> tuple[Tensor, Tensor]:
+    """dW [O, I] and ds [B, I] from the gradient of modulated weights, float32 [B, O, I], which is overwritten."""
+    weight, style = weight.float(), style.float()
+    dweight, dstyle = torch.zeros_like(weight), torch.empty_like(style)
+    along = torch.empty_like(layer.scale)
+    for some in _images_in_cache(*dw.shape[:1], weight.numel()):
+        part = dw[some]
+        part *= layer.scale[some, :, None]
+        dweight += (part * style[some, None]).sum(0)
+        part *= weight
+        dstyle[some] = part.sum(1)
+        along[some] = (part @ style[some, :, None]).squeeze(2)  # Σ_i dW' W'
+    if demodulate:  # ∂d/∂v = -d³ v, v = W s/√I, and d/√I = scale/g
+        along *= (layer.scale / layer.gain).square()
+        dweight -= weight * (along.mT @ style.square())
+        dstyle -= style * (along @ weight.square())
+    return dweight, dstyle
+
+
+def apply_layer(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+    """lrelu(x Wᵀ + β): x [g, n, I], w [g, O, I]; for one image in one call where PyTorch has oneDNN."""
+    if len(w) == 1 and _has_post_op(x.dtype):
+        return torch.ops.mkldnn._linear_pointwise.default(x, w[0], bias, "leaky_relu", [ref.LRELU_SLOPE], "")
+    return F.leaky_relu_(torch.baddbmm(bias, x, w.mT), ref.LRELU_SLOPE)
+
+
+@lru_cache
+def _has_post_op(dtype: torch.dtype) -> bool:
+    """Whether PyTorch was built with oneDNN and the processor serves it in that dtype."""
+    available = torch.backends.mkldnn.is_available()
+    return available and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """[g, N, K] by [g, K, M]; one of them is no batch to PyTorch, whose single products are faster."""
+    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
+
+
+def _images_in_cache(count: int, elements: int) -> Iterator[slice]:
+    """Images of so many float32 elements each, as many at a time as 2 MiB hold."""
+    step = max(1, (1 << 19) // elements)
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def embed_coords_cpu(coords: Tensor, table: Tensor, align_corners: bool) -> Tensor:

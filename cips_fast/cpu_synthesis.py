@@ -21,23 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference as ref
-from .cpu import add_to_table, places_bwd, read_table
+from .cpu import Layer, add_to_table, apply_layer, modulated, modulated_bwd, places_bwd, product, read_table
 from .kernels.launch import cpu_capabilities
 from .kernels.network import Network
 
 DTYPES = (torch.bfloat16, torch.float32)
 HALF_POWER = math.sqrt(0.5)
 CALL = 1 << 28  # operations of a product from which on it is worth a call of its own
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Modulated weights of a layer, and its bias; the gain in both."""
-
-    w: Tensor  # of the compute dtype [B, O, I]
-    bias: Tensor  # of the compute dtype [O]
-    scale: Tensor  # W' = scale W s, float32 [B, O]
-    gain: float
 
 
 @dataclass(frozen=True)
@@ -76,13 +66,13 @@ class Weights:
     def of(network: Network, dtype: torch.dtype) -> "Weights":
         """In a compute dtype."""
         layers = [
-            _modulated(weight, style, bias, gain, True, dtype)
+            modulated(weight, style, bias, gain, True, dtype)
             for weight, style, bias, gain in zip(
                 network.weights, network.styles, network.biases, _gains(network), strict=True
             )
         ]
         taps = [
-            _modulated(weight, style, bias, 1.0, False, dtype)
+            modulated(weight, style, bias, 1.0, False, dtype)
             for weight, style, bias in zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True)
         ]
         return Weights(layers, taps, [weight.to(dtype) for weight in network.shortcuts])
@@ -103,44 +93,6 @@ class Weights:
 
 def _gains(network: Network) -> list[float]:
     return [1.0 if place in network.blocks else math.sqrt(2) for place in range(len(network.weights))]
-
-
-def _modulated(weight: Tensor, style: Tensor, bias: Tensor, gain: float, demodulate: bool, dtype: torch.dtype) -> Layer:
-    """W' = scale W s with scale = g d/√I and d = 1/sqrt(Σ_i (W s)²/I + 1e-8), or 1: the sum is a small product."""
-    weight, style = weight.float(), style.float()
-    (O, I), B = weight.shape, style.shape[0]
-    scale = style.new_full((B, O), gain / math.sqrt(I))
-    if demodulate:
-        scale *= torch.rsqrt(style.square() @ weight.square().mT / I + ref.EPS)
-    w = weight.new_empty(B, O, I, dtype=dtype)
-    for some in _images_in_cache(B, O * I):
-        torch.mul(weight * style[some, None], scale[some, :, None], out=w[some])
-    return Layer(w, (bias.float() * gain).to(dtype), scale, gain)
-
-
-def _modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demodulate: bool) -> tuple[Tensor, Tensor]:
-    """dW [O, I] and ds [B, I] from the gradient of modulated weights, float32 [B, O, I], which is overwritten."""
-    weight, style = weight.float(), style.float()
-    dweight, dstyle = torch.zeros_like(weight), torch.empty_like(style)
-    along = torch.empty_like(layer.scale)
-    for some in _images_in_cache(*dw.shape[:1], weight.numel()):
-        part = dw[some]
-        part *= layer.scale[some, :, None]
-        dweight += (part * style[some, None]).sum(0)
-        part *= weight
-        dstyle[some] = part.sum(1)
-        along[some] = (part @ style[some, :, None]).squeeze(2)  # Σ_i dW' W'
-    if demodulate:  # ∂d/∂v = -d³ v, v = W s/√I, and d/√I = scale/g
-        along *= (layer.scale / layer.gain).square()
-        dweight -= weight * (along.mT @ style.square())
-        dstyle -= style * (along @ weight.square())
-    return dweight, dstyle
-
-
-def _images_in_cache(count: int, elements: int) -> Iterator[slice]:
-    """Images of so many float32 elements each, as many at a time as 2 MiB hold."""
-    step = max(1, (1 << 19) // elements)
-    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def render(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
@@ -241,7 +193,7 @@ def _forward_tile(
     for group, some in enumerate(images):
         x = before = _of_images(x0, some)
         for place, layer in enumerate(weights.layers):
-            y = _layer(x, layer.w[some], layer.bias)
+            y = apply_layer(x, layer.w[some], layer.bias)
             if place in blocks:
                 if kept is not None:
                     kept.own[group].append(y)
@@ -250,7 +202,7 @@ def _forward_tile(
             if kept is not None:
                 kept.outputs[group].append(x)
             if place in taps:
-                rgb[some] += _product(x, taps[place].w[some].mT)
+                rgb[some] += product(x, taps[place].w[some].mT)
 
 
 def _of_images(x0: Tensor, some: slice) -> Tensor:
@@ -260,18 +212,6 @@ def _of_images(x0: Tensor, some: slice) -> Tensor:
 
 def _around(before: Tensor, shortcut: int | None, weights: Weights) -> Tensor:
     return before if shortcut is None else F.linear(before, weights.shortcuts[shortcut])
-
-
-def _layer(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    """lrelu(x Wᵀ + β): x [g, n, I], w [g, O, I]; for one image in one call where PyTorch has oneDNN."""
-    if len(w) == 1 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise.default(x, w[0], bias, "leaky_relu", [ref.LRELU_SLOPE], "")
-    return F.leaky_relu_(torch.baddbmm(bias, x, w.mT), ref.LRELU_SLOPE)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """[g, N, K] by [g, K, M]; one of them is no batch to PyTorch, whose single products are faster."""
-    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 
 class Gradients:
@@ -312,14 +252,14 @@ class Gradients:
             y, x = outputs[place], outputs[place - 1] if place else x0
             if place in taps:
                 tap = weights.taps[taps[place]].w[some]
-                self.taps[taps[place]][some] += _product(colours.mT, y)
-                dx = _product(colours, tap) if dx is None else dx.baddbmm_(colours, tap)
+                self.taps[taps[place]][some] += product(colours.mT, y)
+                dx = product(colours, tap) if dx is None else dx.baddbmm_(colours, tap)
             if place in own:
                 passed = dx
             dz = torch.ops.aten.leaky_relu_backward(dx, own.get(place, y), ref.LRELU_SLOPE, True)
             self.biases[place] += dz.sum((0, 1))
-            self.layers[place][some] += _product(dz.mT, x)
-            dx = _product(dz, weights.layers[place].w[some])
+            self.layers[place][some] += product(dz.mT, x)
+            dx = product(dz, weights.layers[place].w[some])
             if place + 1 in own:
                 dx.add_(self._back_around(passed, x, blocks[place + 1]), alpha=HALF_POWER)
         return dx
@@ -328,7 +268,7 @@ class Gradients:
         """√2 times the gradient that comes to a residual block's input x around the block."""
         if shortcut is None:
             return passed
-        self.shortcuts[shortcut].add_(_product(passed.mT, x).sum(0), alpha=HALF_POWER)
+        self.shortcuts[shortcut].add_(product(passed.mT, x).sum(0), alpha=HALF_POWER)
         return passed @ self.weights.shortcuts[shortcut]
 
     def _add_encoding(self, start: int, end: int, dx0: Tensor) -> None:
@@ -349,11 +289,11 @@ class Gradients:
         """Gradients in the places of their parameters, of these dtypes: drgb of all pixels [B, P, 3]."""
         network, weights = self.network, self.weights
         layers = [
-            _modulated_bwd(*each, True)
+            modulated_bwd(*each, True)
             for each in zip(self.layers, network.weights, network.styles, weights.layers, strict=True)
         ]
         taps = [
-            _modulated_bwd(*each, False)
+            modulated_bwd(*each, False)
             for each in zip(self.taps, network.tap_weights, network.tap_styles, weights.taps, strict=True)
         ]
         of_colours = drgb.contiguous().sum((0, 1), dtype=torch.float32)
