@@ -26,7 +26,7 @@ from .kernels.launch import cpu_capabilities
 from .kernels.network import Network
 
 DTYPES = (torch.bfloat16, torch.float32)
-HALF_POWER = math.sqrt(0.5)
+INVERSE_SQRT_2 = math.sqrt(0.5)
 CALL = 1 << 28  # operations of a product from which on it is worth a call of its own
 
 
@@ -197,7 +197,7 @@ def _forward_tile(
             if place in blocks:
                 if kept is not None:
                     kept.own[group].append(y)
-                y = torch.add(y, _around(before, blocks[place], weights), alpha=HALF_POWER)
+                y = torch.add(y, _around(before, blocks[place], weights), alpha=INVERSE_SQRT_2)
             before, x = x, y
             if kept is not None:
                 kept.outputs[group].append(x)
@@ -261,14 +261,14 @@ class Gradients:
             self.layers[place][some] += product(dz.mT, x)
             dx = product(dz, weights.layers[place].w[some])
             if place + 1 in own:
-                dx.add_(self._back_around(passed, x, blocks[place + 1]), alpha=HALF_POWER)
+                dx.add_(self._back_around(passed, x, blocks[place + 1]), alpha=INVERSE_SQRT_2)
         return dx
 
     def _back_around(self, passed: Tensor, x: Tensor, shortcut: int | None) -> Tensor:
         """√2 times the gradient that comes to a residual block's input x around the block."""
         if shortcut is None:
             return passed
-        self.shortcuts[shortcut].add_(product(passed.mT, x).sum(0), alpha=HALF_POWER)
+        self.shortcuts[shortcut].add_(product(passed.mT, x).sum(0), alpha=INVERSE_SQRT_2)
         return passed @ self.weights.shortcuts[shortcut]
 
     def _add_encoding(self, start: int, end: int, dx0: Tensor) -> None:

@@ -5,7 +5,7 @@ the product that makes a layer's input gradient does all else that the layer bel
 over activations besides the products. Gradients of weights add up over chunks in place.
 
 A residual block, (y + x)/√2, ends in the epilogue of its second layer, which also keeps the sign of y for lrelu'. Going
-back, the epilogue that makes the gradient of the block's output hands half the power of it on to both y and x.
+back, the epilogue that makes the gradient of the block's output hands it on, over √2, to both y and x.
 
     B images   P pixels   C channels of each half of the encoding   L layers   n pixels of a chunk
 """
