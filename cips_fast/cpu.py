@@ -100,10 +100,13 @@ def _images_in_cache(count: int, elements: int) -> Iterator[slice]:
 def embed_coords_cpu(coords: Tensor, table: Tensor, align_corners: bool) -> Tensor:
     """`reference.embed_coords_ref` as a weighted gather of rows: coords [..., P, 2], table [H, W, C] -> [..., P, C]."""
     cells, weights = ref.bilinear_cells_ref(coords, table.shape[0], table.shape[1], align_corners)
-    rows = F.embedding_bag(
-        cells.reshape(-1, 4), table.flatten(0, 1), per_sample_weights=weights.reshape(-1, 4), mode="sum"
-    )
-    return rows.view(*coords.shape[:-1], table.shape[2])
+    return _weighted_rows(table.flatten(0, 1), cells, weights)
+
+
+def _weighted_rows(rows: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
+    """Σ_k weights_k rows[cells_k]: rows [N, C], cells and weights [..., P, 4] -> [..., P, C]."""
+    read = F.embedding_bag(cells.flatten(0, -2), rows, per_sample_weights=weights.flatten(0, -2), mode="sum")
+    return read.view(*cells.shape[:-1], rows.shape[1])
 
 
 def read_table(table: Tensor, at: Tensor, align_corners: bool) -> Tensor:
@@ -112,12 +115,10 @@ def read_table(table: Tensor, at: Tensor, align_corners: bool) -> Tensor:
     rows = table.flatten(0, 1)
     if (weights[..., 0] == 1).all():  # every point reads one cell
         return rows.index_select(0, cells[..., 0].flatten()).view(*at.shape[:-1], table.shape[2])
-    cells, weights = cells.flatten(0, -2), weights.flatten(0, -2)
     if rows.dtype == weights.dtype:
-        read = F.embedding_bag(cells, rows, per_sample_weights=weights, mode="sum")
-    else:  # a table of fewer bits: the sum has all of those of the coordinates
-        read = sum(rows.index_select(0, cells[:, i]) * weights[:, i, None] for i in range(4))
-    return read.view(*at.shape[:-1], table.shape[2])
+        return _weighted_rows(rows, cells, weights)
+    # A table of fewer bits: the sum has all of those of the coordinates.
+    return sum(rows[cells[..., i]] * weights[..., i, None] for i in range(4))
 
 
 def add_to_table(dtable: Tensor, dread: Tensor, at: Tensor, align_corners: bool) -> None:

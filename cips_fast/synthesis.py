@@ -40,9 +40,9 @@ def synthesis(
         at: where the table is read, x, y in [-1, 1] [B|1, P, 2]; the coordinates themselves unless given.
         activation: `lrelu`, `sin` or `sinrelu`, see `functional.mod_fc`.
         noise_strength: factors of normal noise that each layer adds to its pixels before the bias [L].
-        pixel_chunk: N, at least 1. The backward pass computes the activations of N pixels of every image anew, one such
-            chunk at a time, so that activation memory is one chunk's at any image size, for a third more arithmetic.
-            Without it every layer's output is kept. Gradients are the same but for the order of sums.
+        pixel_chunk: N, at least 1. The backward pass computes the activations of at most N pixels of every image anew,
+            one such chunk at a time, so that activation memory is one chunk's at any image size, for a third more
+            arithmetic. Without it every layer's output is kept. Gradients are the same but for the order of sums.
         backend: see `functional`.
         inference: how `triton` renders where no gradient is wanted, `stack`, `layered` or `auto`: see `planner.render`.
 

@@ -164,11 +164,11 @@ def forward(network: Network, weights: Weights, x0: Tensor, rgb: Tensor | None) 
 def _forward_chunk(network: Network, weights: Weights, x: Tensor, rgb: Tensor | None, kept: Activations | None) -> None:
     """All layers for pixels that fit in L2, written to `kept` if given."""
     taps = {} if rgb is None else dict(zip(network.tapped, weights.taps, strict=True))
-    signs = {} if kept is None else dict(zip(network.blocks, kept.signs, strict=True))
+    blocks = network.blocks
+    signs = {} if kept is None else dict(zip(blocks, kept.signs, strict=True))
     parts, before = [], x
     for place, (w, bias) in enumerate(zip(weights.layers, network.biases, strict=True)):
-        around = before if place in network.blocks else None
-        shortcut = network.blocks.get(place)
+        around, shortcut = before if place in blocks else None, blocks.get(place)
         if shortcut is not None:
             around, _ = mod_fc_fwd(before, weights.shortcuts[shortcut], None, lrelu=False)
         before = x
@@ -228,12 +228,12 @@ class Gradients:
             self.add(start, end, activations, drgb[:, start:end])
 
     def _add_layers(self, activations: Activations, drgb: Tensor, dx0: Tensor) -> None:
-        network, weights = self.network, self.weights
+        network, weights, blocks = self.network, self.weights, self.network.blocks
         colours, outputs = drgb.to(dx0.dtype), activations.layers
         for tap, place in enumerate(network.tapped):
             self.tap_parts[tap] = mod_fc_wgrad(colours, outputs[place], self.tap_parts[tap])
         taps = dict(zip(network.tapped, weights.taps, strict=True))
-        signs = dict(zip(network.blocks, activations.signs, strict=True))
+        signs = dict(zip(blocks, activations.signs, strict=True))
         # The last layer is tapped and read by nothing else: its gradient comes through the tap as through a layer.
         dz, w, last = colours, taps.pop(len(outputs) - 1), len(outputs) - 1
         around = passed = None
@@ -254,7 +254,7 @@ class Gradients:
             )
             self.bias_parts[place].append(sums)
             self.layer_parts[place] = mod_fc_wgrad(dz, x, self.layer_parts[place])
-            around = self._around(passed, x, network.blocks[place + 1]) if place + 1 in signs else None
+            around = self._around(passed, x, blocks[place + 1]) if place + 1 in signs else None
             w = weights.layers[place]
         mod_fc_dgrad(dz, w, shared=dx0.shape[0] != network.batch, dx=dx0)
 
