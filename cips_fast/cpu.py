@@ -1,4 +1,4 @@
-"""Layers and encodings on a CPU, alone and as a whole network takes them (cpu_synthesis.py).
+"""Layers on a CPU, alone and as a whole network takes them (cpu_synthesis.py).
 
 lrelu is positively homogeneous, √2·lrelu(W'x + β) = lrelu(√2·W'x + √2·β), so the gain is folded into the small weights
 and biases instead of being a pass over the pixels.
@@ -95,51 +95,3 @@ def _images_in_cache(count: int, elements: int) -> Iterator[slice]:
     """Images of so many float32 elements each, as many at a time as 2 MiB hold."""
     step = max(1, (1 << 19) // elements)
     return (slice(start, start + step) for start in range(0, count, step))
-
-
-def embed_coords_cpu(coords: Tensor, table: Tensor, align_corners: bool) -> Tensor:
-    """`reference.embed_coords_ref` as a weighted gather of rows: coords [..., P, 2], table [H, W, C] -> [..., P, C]."""
-    cells, weights = ref.bilinear_cells_ref(coords, table.shape[0], table.shape[1], align_corners)
-    return _weighted_rows(table.flatten(0, 1), cells, weights)
-
-
-def _weighted_rows(rows: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
-    """Σ_k weights_k rows[cells_k]: rows [N, C], cells and weights [..., P, 4] -> [..., P, C]."""
-    read = F.embedding_bag(cells.flatten(0, -2), rows, per_sample_weights=weights.flatten(0, -2), mode="sum")
-    return read.view(*cells.shape[:-1], rows.shape[1])
-
-
-def read_table(table: Tensor, at: Tensor, align_corners: bool) -> Tensor:
-    """`reference.embed_coords_ref` without gradients: table [H, W, C], at [..., P, 2] -> [..., P, C]."""
-    cells, weights = ref.bilinear_cells_ref(at, *table.shape[:2], align_corners)
-    rows = table.flatten(0, 1)
-    if (weights[..., 0] == 1).all():  # every point reads one cell
-        return rows.index_select(0, cells[..., 0].flatten()).view(*at.shape[:-1], table.shape[2])
-    if rows.dtype == weights.dtype:
-        return _weighted_rows(rows, cells, weights)
-    # A table of fewer bits: the sum has all of those of the coordinates.
-    return sum(rows[cells[..., i]] * weights[..., i, None] for i in range(4))
-
-
-def add_to_table(dtable: Tensor, dread: Tensor, at: Tensor, align_corners: bool) -> None:
-    """Add the table's gradient in place: dtable [H, W, C], the gradient of what was read [..., P, C]."""
-    height, width, C = dtable.shape
-    cells, weights = (t.flatten(0, -2).unbind(1) for t in ref.bilinear_cells_ref(at, height, width, align_corners))
-    rows, dread = dtable.view(-1, C), dread.flatten(0, -2)
-    for cell, weight in zip(cells, weights, strict=True):
-        if weight.any():  # on the cells themselves one of four is all there is
-            rows.scatter_add_(0, cell[:, None].expand(-1, C), dread * weight[:, None])
-
-
-def places_bwd(dread: Tensor, table: Tensor, at: Tensor, align_corners: bool) -> Tensor:
-    """Gradient of where the table is read, from that of what was read [..., P, C]: [..., P, 2]; 0 beyond the border."""
-    height, width, _ = table.shape
-    cells, weights = ref.bilinear_cells_ref(at, height, width, align_corners)
-    rows = table.flatten(0, 1)
-    along = [(dread * rows[cell]).sum(-1) for cell in cells.unbind(-1)]  # left and right above, left and right below
-    x1, y1 = weights[..., 1] + weights[..., 3], weights[..., 2] + weights[..., 3]
-    dx = torch.lerp(along[1] - along[0], along[3] - along[2], y1)
-    dy = torch.lerp(along[2] - along[0], along[3] - along[1], x1)
-    sizes = at.new_tensor([width, height])
-    scale, border = ((sizes - 1) / 2, torch.ones_like(sizes)) if align_corners else (sizes / 2, 1 - 1 / sizes)
-    return torch.stack([dx, dy], -1) * scale * (at.abs() < border)

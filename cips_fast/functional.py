@@ -15,7 +15,8 @@ from torch.autograd import forward_ad
 from . import ops
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
-from .cpu import embed_coords_cpu, mod_fc_cpu
+from .cpu import mod_fc_cpu
+from .cpu_encoding import embed_coords_cpu
 from .kernels.device import can_run_on
 
 BACKENDS = ("auto", "triton", "cpu", "reference")

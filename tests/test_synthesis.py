@@ -112,7 +112,7 @@ def test_other_backends_and_chunks(backend, residual, pixel_chunk):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_on_a_cpu_in_tiles(dtype, residual, shared, at_once, pixel_chunk, monkeypatch):
-    """256 pixels at a time, as if a core's cache held no more; three dimensions, which is nothing special here."""
+    """64 pixels at a time, or 128 in training, as if a core's cache held no more; three dimensions, which is nothing special here."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
     monkeypatch.setattr(cpu_synthesis, "CALL", 1 << 60 if at_once else 0)  # images go through together, or not
     # With so many pixels, as drawn, no tensor has far more signs flipped by rounding than in eager PyTorch.
@@ -135,19 +135,24 @@ def test_parameters_of_16_bits_on_a_cpu(dtype):
 
 
 def test_threads_may_change_between_forward_and_backward(monkeypatch):
-    """With them the length of a tile."""
     network, points, upstream = problem(torch.float32, pixels=400)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 4 * 2 * 24 * 4 * 64})
-    lengths = []
-    for threads in (1, 2):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        lengths.append([end - start for start, end in cpu_synthesis.training_tiles(network, 400, torch.float32)])
-    assert lengths == [[256, 144], [400]]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
+    monkeypatch.setattr(cpu_synthesis, "CALL", 0)
     rgb = synthesis(network.with_tensors([t.requires_grad_() for t in network.tensors()]), *points, backend="cpu")
     wanted = torch.autograd.grad(rgb, network.tensors(), upstream, retain_graph=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     got = torch.autograd.grad(rgb, network.tensors(), upstream)
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_a_cpu_has_a_tile_for_every_thread(monkeypatch):
+    network, *_ = problem(torch.float32)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1 << 20})
+    lengths = []
+    for threads in (1, 2, 8):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        lengths.append([tile.stop - tile.start for tile in cpu_synthesis.tiles(network, 1500, torch.float32)])
+    assert lengths == [[1500], [750, 750], [256] * 5 + [220]]
 
 
 def test_on_the_cells_of_the_table(monkeypatch):

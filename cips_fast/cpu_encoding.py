@@ -1,0 +1,76 @@
+"""Encodings of coordinates on a CPU, forward and backward.
+
+B images   P pixels   n pixels of a tile   D coordinate dims   C channels of each half of the encoding
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference as ref
+from .kernels.network import Network
+
+
+def encode(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """[sin(F c + φ); E(c)]: coords [B|1, n, D], at [B|1, n, 2] -> [B|1, n, 2C]."""
+    C = network.freq.shape[0]
+    x0 = coords.new_empty(*coords.shape[:2], 2 * C, dtype=dtype)
+    x0[..., :C] = phases(network, coords).sin_()
+    x0[..., C:] = read_table(network.table, at, network.align_corners, dtype)
+    return x0
+
+
+def phases(network: Network, coords: Tensor) -> Tensor:
+    """F c + φ, float32 [B|1, n, C]."""
+    # So few columns multiply faster where they lie apart.
+    across = network.freq.float().mT.contiguous()
+    rows = torch.addmm(network.phase.float(), coords.flatten(0, 1), across)
+    return rows.view(*coords.shape[:2], -1)
+
+
+def embed_coords_cpu(coords: Tensor, table: Tensor, align_corners: bool) -> Tensor:
+    """`reference.embed_coords_ref` as a weighted gather of rows: coords [..., P, 2], table [H, W, C] -> [..., P, C]."""
+    cells, weights = ref.bilinear_cells_ref(coords, table.shape[0], table.shape[1], align_corners)
+    return _weighted_rows(table.flatten(0, 1), cells, weights)
+
+
+def _weighted_rows(rows: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
+    """Σ_k weights_k rows[cells_k]: rows [N, C], cells and weights [..., P, 4] -> [..., P, C]."""
+    read = F.embedding_bag(cells.flatten(0, -2), rows, per_sample_weights=weights.flatten(0, -2), mode="sum")
+    return read.view(*cells.shape[:-1], rows.shape[1])
+
+
+def read_table(table: Tensor, at: Tensor, align_corners: bool, dtype: torch.dtype) -> Tensor:
+    """`reference.embed_coords_ref` for a result that is rounded to `dtype`: table [H, W, C], at [..., P, 2]."""
+    cells, weights = ref.bilinear_cells_ref(at, *table.shape[:2], align_corners)
+    rows, nearest = table.flatten(0, 1), weights.max(-1, keepdim=True)
+    if (nearest.values >= 1 - torch.finfo(dtype).eps / 32).all():  # a native grid: the others are lost in rounding
+        return rows.index_select(0, cells.gather(-1, nearest.indices).flatten()).view(*at.shape[:-1], -1)
+    if rows.dtype == weights.dtype:
+        return _weighted_rows(rows, cells, weights)
+    # A table of fewer bits: the sum has all of those of the coordinates.
+    return sum(rows[cells[..., i]] * weights[..., i, None] for i in range(4))
+
+
+def add_to_table(dtable: Tensor, dread: Tensor, at: Tensor, align_corners: bool) -> None:
+    """Add the table's gradient in place: dtable [H, W, C], the gradient of what was read [..., P, C]."""
+    height, width, C = dtable.shape
+    cells, weights = (t.flatten(0, -2).unbind(1) for t in ref.bilinear_cells_ref(at, height, width, align_corners))
+    rows, dread = dtable.view(-1, C), dread.flatten(0, -2)
+    for cell, weight in zip(cells, weights, strict=True):
+        if weight.any():  # on the cells themselves one of four is all there is
+            rows.scatter_add_(0, cell[:, None].expand(-1, C), dread * weight[:, None])
+
+
+def places_bwd(dread: Tensor, table: Tensor, at: Tensor, align_corners: bool) -> Tensor:
+    """Gradient of where the table is read, from that of what was read [..., P, C]: [..., P, 2]; 0 beyond the border."""
+    height, width, _ = table.shape
+    cells, weights = ref.bilinear_cells_ref(at, height, width, align_corners)
+    rows = table.flatten(0, 1)
+    along = [(dread * rows[cell]).sum(-1) for cell in cells.unbind(-1)]  # left and right above, left and right below
+    x1, y1 = weights[..., 1] + weights[..., 3], weights[..., 2] + weights[..., 3]
+    dx = torch.lerp(along[1] - along[0], along[3] - along[2], y1)
+    dy = torch.lerp(along[2] - along[0], along[3] - along[1], x1)
+    sizes = at.new_tensor([width, height])
+    scale, border = ((sizes - 1) / 2, torch.ones_like(sizes)) if align_corners else (sizes / 2, 1 - 1 / sizes)
+    return torch.stack([dx, dy], -1) * scale * (at.abs() < border)
