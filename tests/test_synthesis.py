@@ -112,7 +112,7 @@ def test_other_backends_and_chunks(backend, residual, pixel_chunk):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_on_a_cpu_in_tiles(dtype, residual, shared, at_once, pixel_chunk, monkeypatch):
-    """64 pixels at a time, or 128 in training, as if a core's cache held no more; three dimensions, which is nothing special here."""
+    """64 pixels at a time, 128 in training, as if a core's cache held no more; three dimensions, which are as two."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
     monkeypatch.setattr(cpu_synthesis, "CALL", 1 << 60 if at_once else 0)  # images go through together, or not
     # With so many pixels, as drawn, no tensor has far more signs flipped by rounding than in eager PyTorch.
