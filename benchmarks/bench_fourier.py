@@ -13,24 +13,25 @@ from cips_fast import functional
 from cips_fast import reference as ref
 from cips_fast.kernels import published
 
-from .conftest import CONTENDERS, CPU_PRECISIONS, DEVICE, DTYPES, choose_cases
+from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PRECISIONS, QUICK, Group
 from .problem import Problem
 
 
 class Case(NamedTuple):
+    direction: str
+    size: int
     batch: int
-    pixels: int
-    channels: int
-    cells: int
-    precision: str
+    channels: int = 512
+
+    @property
+    def group(self):
+        return Group("fourier_encode", self.direction, self.size, self.batch)
 
     def __str__(self):
-        return f"C{self.channels} P{self.pixels} cells{self.cells} B{self.batch} {self.precision}"
+        return str(self.group)
 
 
-GPU_CASES = [Case(batch, 65536, 512, 256, precision) for precision in ("bf16", "fp32") for batch in (1, 4)]
-CPU_CASES = [Case(batch, 4096, 512, 64, precision) for batch in (1, 4) for precision in CPU_PRECISIONS]
-CASES = choose_cases(gpu=GPU_CASES, cpu=CPU_CASES, quick=[Case(1, 1024, 64, 32, "fp32")])
+CASES = [Case(direction, 16, 2, 64) for direction in DIRECTIONS] if QUICK else [Case(*grid) for grid in GRID]
 
 
 def eager_fourier_encode(coords, freq, phase, table, *, align_corners, dtype):
@@ -42,14 +43,13 @@ def eager_fourier_encode(coords, freq, phase, table, *, align_corners, dtype):
 HOW = {
     "published": published.fourier_encode,
     "eager": eager_fourier_encode,
-    "ours": partial(functional.fourier_encode, backend="triton"),
-    "cpu": partial(functional.fourier_encode, backend="cpu"),
+    "ours": partial(functional.fourier_encode, backend=BACKEND),
 }
 
 
-@lru_cache(maxsize=1)
-def problem(case, backward):
-    """Every image at points of its own; the result in the case's dtype, all else in float32."""
+@lru_cache(maxsize=len(PRECISIONS))
+def problem(case, precision):
+    """Every image at points of its own; the result in that precision, all else in float32."""
     rng = torch.Generator(DEVICE).manual_seed(0)
 
     def draw(*shape):
@@ -58,22 +58,21 @@ def problem(case, backward):
     return Problem(
         reference=eager_fourier_encode,
         inputs={
-            "coords": torch.rand(case.batch, case.pixels, 2, generator=rng, device=DEVICE) * 2 - 1,
+            "coords": torch.rand(case.batch, case.size**2, 2, generator=rng, device=DEVICE) * 2 - 1,
             "freq": draw(case.channels, 2),
             "phase": draw(case.channels),
-            "table": draw(case.cells, case.cells, case.channels),
+            "table": draw(case.size, case.size, case.channels),
         },
-        options={"align_corners": False, "dtype": DTYPES[case.precision]},
-        dtype=DTYPES[case.precision],
-        backward=backward,
+        options={"align_corners": False, "dtype": DTYPES[precision]},
+        dtype=DTYPES[precision],
+        backward=case.group.backward,
         batched=("coords",),
+        pixelwise=("coords",),
         channel_dim={"coords": 1, "table": 0},
         saved=("coords", "freq", "phase"),
     )
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_fourier_encode(race, case, direction, contender):
-    race(f"fourier_encode {direction} {case}", contender, problem(case, direction == "backward"), HOW)
+def test_fourier_encode(race, case):
+    race(case.group, HOW, partial(problem, case), headline=case[:3] in HEADLINES)

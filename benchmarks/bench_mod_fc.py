@@ -12,31 +12,34 @@ from cips_fast import functional
 from cips_fast import reference as ref
 from cips_fast.kernels import published
 
-from .conftest import CONTENDERS, CPU_PRECISIONS, DEVICE, DTYPES, choose_cases
+from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PRECISIONS, QUICK, Group
+from .gemm import layer_products
 from .problem import Problem
 
 
 class Case(NamedTuple):
+    direction: str
+    size: int
     batch: int
-    pixels: int
-    inputs: int
-    outputs: int
-    precision: str
+    inputs: int = 512
+    outputs: int = 512
+
+    @property
+    def group(self):
+        note = "" if self.inputs == self.outputs == 512 else f"{self.inputs}->{self.outputs}"
+        return Group("mod_fc", self.direction, self.size, self.batch, note)
 
     def __str__(self):
-        return f"{self.inputs}->{self.outputs} P{self.pixels} B{self.batch} {self.precision}"
+        return str(self.group)
 
 
-GPU_CASES = [
-    *(Case(batch, 65536, 512, 512, "bf16") for batch in (1, 4, 16)),
-    Case(4, 65536, 512, 512, "fp32"),
-    Case(4, 65536, 512, 256, "fp16"),
-    Case(4, 65536, 256, 128, "bf16"),
-    Case(4, 65536, 128, 64, "bf16"),
-    Case(4, 65536, 512, 3, "bf16"),
+OTHER_WIDTHS = ((512, 256), (256, 128), (128, 64), (512, 3))
+CASES = [
+    *(Case(*grid) for grid in GRID),
+    *(Case(direction, 256, 4, *widths) for direction in DIRECTIONS for widths in OTHER_WIDTHS if DEVICE == "cuda"),
 ]
-CPU_CASES = [Case(batch, 4096, 512, 512, precision) for batch in (1, 4) for precision in CPU_PRECISIONS]
-CASES = choose_cases(gpu=GPU_CASES, cpu=CPU_CASES, quick=[Case(1, 1024, 128, 128, "fp32")])
+if QUICK:
+    CASES = [Case(direction, 16, 1, 128, 128) for direction in DIRECTIONS]
 
 
 def eager_mod_fc(x, weight, style, bias, *, demodulate, activation):
@@ -47,44 +50,38 @@ def eager_mod_fc(x, weight, style, bias, *, demodulate, activation):
     return F.leaky_relu(y, ref.LRELU_SLOPE) if activation == "lrelu" else y
 
 
-HOW = {
-    "published": published.mod_fc,
-    "eager": eager_mod_fc,
-    "ours": partial(functional.mod_fc, backend="triton"),
-    "cpu": partial(functional.mod_fc, backend="cpu"),
-}
+HOW = {"published": published.mod_fc, "eager": eager_mod_fc, "ours": partial(functional.mod_fc, backend=BACKEND)}
 
 
-@lru_cache(maxsize=1)
-def problem(case, backward):
-    """x in the case's dtype, parameters in float32; three outputs are colours: not demodulated, not activated."""
-    rng = torch.Generator(DEVICE).manual_seed(0)
+@lru_cache(maxsize=len(PRECISIONS))
+def problem(case, precision):
+    """x in that precision, parameters in float32; three outputs are colours: not demodulated, not activated."""
+    rng, dtype = torch.Generator(DEVICE).manual_seed(0), DTYPES[precision]
 
     def draw(*shape, dtype=torch.float32):
         return torch.randn(*shape, generator=rng, device=DEVICE, dtype=torch.float32).to(dtype).requires_grad_()
 
-    colours = case.outputs == 3
+    colours, pixels, backward = case.outputs == 3, case.size**2, case.group.backward
     return Problem(
         reference=ref.mod_fc_ref,
         inputs={
-            "x": draw(case.batch, case.pixels, case.inputs, dtype=DTYPES[case.precision]),
+            "x": draw(case.batch, pixels, case.inputs, dtype=dtype),
             "weight": draw(case.outputs, case.inputs),
             "style": draw(case.batch, case.inputs),
             "bias": draw(case.outputs),
         },
         options={"demodulate": not colours, "activation": "linear" if colours else "lrelu"},
-        dtype=DTYPES[case.precision],
+        dtype=dtype,
         backward=backward,
         batched=("x", "style"),
+        pixelwise=("x",),
         autocast=True,
         channel_dim={"x": 1},
         saved=("x", "weight", "style"),
-        flop=2 * case.batch * case.pixels * case.inputs * case.outputs,
+        products=layer_products(case.batch, pixels, case.inputs, case.outputs, backward=backward),
     )
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_mod_fc(race, case, direction, contender):
-    race(f"mod_fc {direction} {case}", contender, problem(case, direction == "backward"), HOW)
+def test_mod_fc(race, case):
+    race(case.group, HOW, partial(problem, case), headline=case[:3] in HEADLINES)

@@ -13,52 +13,53 @@ from cips_fast import functional
 from cips_fast import reference as ref
 from cips_fast.kernels import published
 
-from .conftest import CONTENDERS, DEVICE, DTYPES, choose_cases
+from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, PRECISIONS, QUICK, Group
 from .problem import Problem
 
 
 class Case(NamedTuple):
+    direction: str
     batch: int
-    width: int
-    precision: str
+    width: int = 512
+
+    @property
+    def group(self):
+        return Group("modulate", self.direction, 0, self.batch)
 
     def __str__(self):
-        return f"{self.width}->{self.width} B{self.batch} {self.precision}"
+        return str(self.group)
 
 
-GPU_CASES = [Case(batch, 512, precision) for precision in ("bf16", "fp32") for batch in (1, 4, 16)]
-CPU_CASES = [Case(batch, 512, "fp32") for batch in (4, 16)]
-CASES = choose_cases(gpu=GPU_CASES, cpu=CPU_CASES, quick=[Case(2, 128, "fp32")])
+CASES = [Case(direction, batch) for direction in DIRECTIONS for batch in (1, 4, 16)]
+if QUICK:
+    CASES = [Case(direction, 2, 128) for direction in DIRECTIONS]
 HOW = {
     "published": published.modulate,
     "eager": ref.modulate_ref,
-    "ours": partial(functional.modulate, backend="triton"),
-    "cpu": partial(functional.modulate, backend="cpu"),
+    "ours": partial(functional.modulate, backend=BACKEND),
 }
 
 
-@lru_cache(maxsize=1)
-def problem(case, backward):
-    """Weights and styles in the case's dtype."""
+@lru_cache(maxsize=len(PRECISIONS))
+def problem(case, precision):
+    """Weights and styles in that precision."""
     rng = torch.Generator(DEVICE).manual_seed(0)
 
     def draw(*shape):
         values = torch.randn(*shape, generator=rng, device=DEVICE, dtype=torch.float32)
-        return values.to(DTYPES[case.precision]).requires_grad_()
+        return values.to(DTYPES[precision]).requires_grad_()
 
     return Problem(
         reference=ref.modulate_ref,
         inputs={"weight": draw(case.width, case.width), "style": draw(case.batch, case.width)},
         options={"demodulate": True},
-        dtype=DTYPES[case.precision],
-        backward=backward,
+        dtype=DTYPES[precision],
+        backward=case.group.backward,
         batched=("style",),
         saved=("weight", "style"),
     )
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_modulate(race, case, direction, contender):
-    race(f"modulate {direction} {case}", contender, problem(case, direction == "backward"), HOW)
+def test_modulate(race, case):
+    race(case.group, HOW, partial(problem, case), headline=case.batch == 4)

@@ -1,6 +1,6 @@
 """One operation on given tensors: what the contenders are given, what they must find, and how much work it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gemm import Product
+
 # Beside twice the error of plain PyTorch: that of one rounding in 16 bits; in float32 that of a long sum in any order.
 FLOOR = {torch.float32: 5e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
+COMPARED = 1024  # pixels, of more
 
 
 @dataclass(eq=False)
@@ -24,9 +27,11 @@ class Problem:
         autocast: compute products in `dtype`, whatever the inputs have.
         backward: forward and backward, else forward alone.
         batched: names of the inputs that have a sample dimension, the first.
+        pixelwise: names of the inputs that have a pixel dimension, the second, like the result. Of many pixels some are
+            compared: the result there, and gradients of the result there.
         channel_dim: where the channels of an image go for the published formulation, by name.
         saved: names of the inputs that the backward pass reads again.
-        flop: operations in the forward pass's matrix products.
+        products: matrix products that cannot be done without.
     """
 
     reference: Callable[..., Tensor]
@@ -36,17 +41,40 @@ class Problem:
     backward: bool
     batched: tuple[str, ...]
     autocast: bool = False
+    pixelwise: tuple[str, ...] = ()
     channel_dim: Mapping[str, int] = field(default_factory=dict)
     saved: tuple[str, ...] = ()
-    flop: float = 0
+    products: Sequence[Product] = ()
 
     @cached_property
     def upstream(self) -> Tensor:
         """A random gradient of the result, of its dtype."""
         with torch.no_grad():
-            y = self.apply(self.reference, self.inputs)
+            inputs = {name: t[:, :1] if name in self.pixelwise else t for name, t in self.inputs.items()}
+            y = self.apply(self.reference, inputs)
+        shape = (len(y), self._pixels or y.shape[1], *y.shape[2:])
         rng = torch.Generator(y.device).manual_seed(1)
-        return torch.randn(y.shape, generator=rng, device=y.device, dtype=torch.float32).to(y.dtype)
+        return torch.randn(shape, generator=rng, device=y.device, dtype=torch.float32).to(y.dtype)
+
+    @cached_property
+    def sparse_upstream(self) -> Tensor:
+        """The same where pixels are compared, and 0 elsewhere."""
+        if self.sample is None:
+            return self.upstream
+        return torch.zeros_like(self.upstream).index_copy_(1, self.sample, self.upstream[:, self.sample])
+
+    @cached_property
+    def sample(self) -> Tensor | None:
+        """Which pixels are compared; None for all."""
+        if self._pixels <= COMPARED:
+            return None
+        device = self.inputs[self.pixelwise[0]].device
+        rng = torch.Generator().manual_seed(2)
+        return torch.randperm(self._pixels, generator=rng)[:COMPARED].sort().values.to(device)
+
+    @property
+    def _pixels(self) -> int:
+        return self.inputs[self.pixelwise[0]].shape[1] if self.pixelwise else 0
 
     @property
     def parameters(self) -> list[str]:
@@ -54,9 +82,9 @@ class Problem:
         return [name for name, tensor in self.inputs.items() if tensor.requires_grad] if self.backward else []
 
     @property
-    def products(self) -> float:
-        """Operations in matrix products: the backward pass has two for each of the forward pass."""
-        return self.flop * (3 if self.backward else 1)
+    def flop(self) -> int:
+        """Operations in matrix products."""
+        return sum(product.flop for product in self.products)
 
     @property
     def moved(self) -> int:
@@ -87,19 +115,37 @@ class Problem:
         with torch.autocast(device, self.dtype, enabled=self.autocast and self.dtype != torch.float32):
             return function(**inputs, **self.options)
 
-    def solver(self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor]) -> Callable[[], list[Tensor]]:
+    def solver(
+        self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], upstream: Tensor
+    ) -> Callable[[], list[Tensor]]:
         """A call without arguments for the result and the gradients, in the order of the inputs."""
         leaves = [inputs[name] for name in self.parameters]
         if not leaves:
             return torch.no_grad()(lambda: [self.apply(function, inputs)])
-        with torch.no_grad():
-            upstream = torch.empty_like(self.apply(function, inputs)).copy_(self.upstream)  # laid out like the result
+        laid_out = upstream
 
         def solve() -> list[Tensor]:
+            nonlocal laid_out
             y = self.apply(function, inputs)
-            return [y, *torch.autograd.grad(y, leaves, upstream)]
+            if (laid_out.dtype, laid_out.stride()) != (y.dtype, y.stride()):  # at the first call
+                laid_out = torch.empty_like(y).copy_(upstream)
+            return [y, *torch.autograd.grad(y, leaves, laid_out)]
 
         return solve
+
+    @cached_property
+    def compared(self) -> dict[str, Tensor]:
+        """The inputs, of the compared pixels alone."""
+        if self.sample is None:
+            return dict(self.inputs)
+        return {
+            name: t.detach()[:, self.sample].requires_grad_(t.requires_grad) if name in self.pixelwise else t
+            for name, t in self.inputs.items()
+        }
+
+    @property
+    def _compared_upstream(self) -> Tensor:
+        return self.upstream if self.sample is None else self.upstream[:, self.sample]
 
     @cached_property
     def wanted(self) -> list[Tensor]:
@@ -114,20 +160,24 @@ class Problem:
             part = tensor[b : b + 1] if name in self.batched else tensor
             return part.detach().double().requires_grad_(tensor.requires_grad)
 
-        inputs = {name: own(name, tensor) for name, tensor in self.inputs.items()}
+        inputs = {name: own(name, tensor) for name, tensor in self.compared.items()}
         options = {name: torch.float64 if name == "dtype" else value for name, value in self.options.items()}
         y = self.reference(**inputs, **options)
         leaves = [inputs[name] for name in self.parameters]
-        return [y.detach(), *(torch.autograd.grad(y, leaves, self.upstream[b : b + 1].double()) if leaves else ())]
+        upstream = self._compared_upstream[b : b + 1].double()
+        return [y.detach(), *(torch.autograd.grad(y, leaves, upstream) if leaves else ())]
 
     @cached_property
     def plain_errors(self) -> list[float]:
         """Errors of the specification itself in `dtype`."""
-        return self._errors(self.solver(self.reference, self.inputs)())
+        return self._errors(self.solver(self.reference, self.compared, self._compared_upstream)())
 
     def check(self, found: list[Tensor]) -> None:
         """Raise AssertionError unless result and gradients are as near to float64 as plain PyTorch's, times two."""
         names = ["result", *(f"gradient of {name}" for name in self.parameters)]
+        pixelwise = [True, *(name in self.pixelwise for name in self.parameters)]
+        if self.sample is not None:
+            found = [t[:, self.sample] if each else t for t, each in zip(found, pixelwise, strict=True)]
         for name, error, plain in zip(names, self._errors(found), self.plain_errors, strict=True):
             bound = 2 * plain + FLOOR[self.dtype]
             assert error <= bound, f"{name}: relative error {error:.2g}, may be {bound:.2g}"

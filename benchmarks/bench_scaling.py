@@ -1,0 +1,122 @@
+"""Sampling and training at sizes beyond the network's own: time, and peak memory.
+
+Large images are sampled band after band, each a call for so many rows. Memory is that beyond parameters and gradients.
+"""
+
+import math
+import statistics
+from functools import lru_cache
+
+import pytest
+import torch
+
+from cips_fast import grids
+from cips_fast.kernels import published
+from cips_fast.synthesis import synthesis
+
+from . import memory
+from .bench_generator import Case, draw_tensors, network_of
+from .contest import DEVICE, DTYPES, HALF, OURS, PRECISIONS, QUICK, Group, measured
+
+BAND = 1 << 18  # pixels
+SIZES = (16, 32) if QUICK else (128, 256, 512, 1024, 2048, 4096)
+NARROW = (32,) if QUICK else (512, 4096)
+TRAINED, CHUNK, WIDTH = (16, 64, 32) if QUICK else (512, 1 << 14, 512)
+AUTOCAST = {"device_type": DEVICE, "dtype": DTYPES[HALF or "fp32"], "enabled": HALF is not None}
+pytestmark = pytest.mark.skipif(not memory.MEASURABLE, reason="only Linux and GPUs tell the peak of memory")
+
+
+@lru_cache(maxsize=1)
+def network(width, size=8 if QUICK else 256):
+    case = Case("forward", size, 1, width)
+    return network_of(case, draw_tensors(case))
+
+
+@torch.no_grad()
+def sample(network, size):
+    """An image of any size, [size², 3]."""
+    rows, image = max(1, BAND // size), torch.empty(size, size, 3, device=DEVICE)
+    for top in range(0, size, rows):
+        bottom = min(top + rows, size)
+        edges = (-1.0, 2 * top / (size - 1) - 1, 1.0, 2 * (bottom - 1) / (size - 1) - 1)
+        coords = grids.plane(bottom - top, size, edges, device=DEVICE)
+        with torch.autocast(**AUTOCAST):
+            image[top:bottom] = synthesis(network, coords.view(1, -1, 2)).view(bottom - top, size, 3)
+    return image
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(512, SIZES), (32, NARROW)], ids=["width 512", "width 32"])
+def test_sampling(benchmark, run, longest_call, width, sizes):
+    """Every size in its turn; those that take more than four of the longest calls are left out."""
+    benchmark.group = "sampling"
+    benchmark.pedantic(sample, (network(width), sizes[0]), warmup_rounds=1)
+    seconds = {}
+    for size in sizes:
+        smaller = max(seconds, default=None)
+        if smaller and seconds[smaller] * (size / smaller) ** 2 > 4 * longest_call:
+            break
+        rounds = [measured(lambda size=size: sample(network(width), size)) for _ in range(5 if size < 1024 else 1)]
+        assert all(image.isfinite().all() for _, image, _ in rounds)
+        seconds[size] = statistics.median(one for one, _, _ in rounds)
+        apart = max(peak for _, _, peak in rounds) - rounds[0][1].nbytes
+        run.add_single(
+            what="sampling", width=width, size=size, seconds=seconds[size], **{"MiB beside the image": apart / 2**20}
+        )
+    if len(seconds) > 2:
+        exponent = fitted_exponent([size**2 for size in seconds], list(seconds.values()))
+        run.add_single(what="sampling: time grows as pixels to the power", width=width, exponent=exponent)
+
+
+@pytest.mark.parametrize("pixel_chunk", [None, CHUNK], ids=["all kept", "in chunks"])
+@pytest.mark.parametrize("size", [TRAINED // 2, TRAINED])
+def test_memory_of_training(benchmark, run, longest_call, size, pixel_chunk):
+    """Forward and backward of the network's full image."""
+    benchmark.group = "memory of training"
+    expected = run.expected_seconds(Group("generator", "forward + backward", size, 1), OURS)
+    if expected > 2 * longest_call:
+        pytest.skip(f"would take more than {expected:.0f} s; see --longest-call")
+    trained, coords = network(WIDTH, size), grids.plane(size, size, device=DEVICE).view(1, -1, 2)
+    for tensor in trained.tensors():
+        tensor.grad = torch.zeros_like(tensor)
+
+    def train():
+        with torch.autocast(**AUTOCAST):
+            rgb = synthesis(trained, coords, pixel_chunk=pixel_chunk)
+        rgb.backward(torch.ones_like(rgb))
+
+    in_use = memory.forget_peak()
+    benchmark.pedantic(train)
+    figures = {"seconds": benchmark.stats.stats.median, "MiB": (memory.peak() - in_use) / 2**20}
+    run.add_single(what="training", size=size, pixel_chunk=pixel_chunk or 0, **figures)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("size", [TRAINED // 2, TRAINED])
+def test_memory_that_published_keeps(benchmark, run, size, precision):
+    """What autograd keeps of the published formulation from forward to backward: its peak is more. Counted, not run."""
+    benchmark.group = "memory of training"
+    case = Case("forward", size, 1, WIDTH)
+    leaves = [tensor.to("meta").detach().requires_grad_() for tensor in draw_tensors(case)]
+    coords = grids.plane(size, size).to("meta").view(1, -1, 2)
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that no later one takes its place
+        return tensor
+
+    def run_forward():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return published.render(network_of(case, leaves), coords, dtype=DTYPES[precision])
+
+    benchmark.pedantic(run_forward)
+    given = {tensor.untyped_storage()._cdata for tensor in leaves}
+    total = sum(storage.nbytes() for key, storage in kept.items() if key not in given)
+    run.add_single(what=f"training, published {precision}: kept for backward", size=size, MiB=total / 2**20)
+
+
+def fitted_exponent(pixels, seconds):
+    """The slope of log seconds over log pixels, by least squares."""
+    x, y = ([math.log(value) for value in values] for values in (pixels, seconds))
+    x_mean, y_mean = statistics.fmean(x), statistics.fmean(y)
+    return sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / sum((a - x_mean) ** 2 for a in x)

@@ -1,0 +1,74 @@
+"""A whole training step, as `python -m train --res 512` takes it here, with one generator or another in it.
+
+Discriminator, optimizers and moving average are the same for all. One step in 16 has the R1 penalty too; the median has
+not. On a GPU the batch is smaller than the preset's, so that the published formulation fits.
+"""
+
+from functools import lru_cache
+from unittest import mock
+
+import torch
+
+from cips_fast import grids
+from cips_fast.kernels import published
+from cips_fast.synthesis import synthesis
+from cips_fast.train import config
+from cips_fast.train.trainer import Trainer
+
+from .bench_generator import eager
+from .contest import DEVICE, DTYPES, QUICK, Group
+from .problem import FLOOR
+
+BATCH = 2 if QUICK else 16 if DEVICE == "cpu" else 4
+HOW = {"published": published.render, "eager": eager, "ours": None}
+
+
+class Step:
+    """What a contest asks of a problem: a step of training, whose losses are compared."""
+
+    backward, products, flop, moved = True, (), 0, 0
+    upstream = sparse_upstream = inputs = None
+
+    def __init__(self, precision: str):
+        given = {"res": 512, "device": DEVICE, "precision": precision, "batch": BATCH, "seed": 1}
+        self.options = config.resolve(given | ({"width": 16, "crop": 8} if QUICK else {}))
+        crop, rng = self.options.crop, torch.Generator().manual_seed(0)
+        self.images = torch.rand(BATCH, 3, crop, crop, generator=rng) * 2 - 1
+        self.coords = grids.plane(crop, crop).expand(BATCH, -1, -1, -1)
+
+    def channels_first(self):
+        return None
+
+    def solver(self, function, inputs, upstream):
+        """A call that takes a step of a new training and returns its losses."""
+        trainer = Trainer(self.options)
+
+        def stand_in(network, coords, at, **_):
+            dtype = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else torch.float32
+            return function(network, coords, dtype=dtype).float()
+
+        def solve():
+            replaced = synthesis if function is None else stand_in
+            with mock.patch("cips_fast.generator.synthesis", replaced):
+                losses = trainer.step(self.images, self.coords)
+            return [losses.g_loss, losses.d_loss]
+
+        return solve
+
+    @lru_cache(maxsize=2)  # noqa: B019 - two of them in a run
+    def losses(self, precision):
+        """Of the first step with the reference formulas."""
+        return Step(precision).solver(eager, None, None)()
+
+    def check(self, found):
+        """Raise AssertionError unless losses are as near to float32's as eager PyTorch's, times two."""
+        precision = self.options.precision
+        for loss, plain, wanted in zip(found, self.losses(precision), self.losses("fp32"), strict=True):
+            bound = 2 * (plain - wanted).abs() + FLOOR[DTYPES[precision]] * wanted.abs()
+            assert (loss - wanted).abs() <= bound, f"loss: got {loss:.6g}, wanted {wanted:.6g} ± {bound:.2g}"
+
+
+def test_training_step(race):
+    step = lru_cache(Step)
+    group = Group("training step", "forward + backward", step("fp32").options.crop, BATCH, "--res 512")
+    race(group, HOW, step, headline=True)

@@ -1,0 +1,95 @@
+"""Plots of a run: time and memory over pixels, and rates below the roofs that the machine has."""
+
+from pathlib import Path
+from typing import Any
+
+COLOURS = {"published": "#8c8c8c", "eager": "#2a78b5", "compiled": "#d98b2b", "ours": "#c2363f"}
+DIRECTIONS = ("forward", "forward + backward")
+
+
+def plot_all(run: dict[str, Any], stem: Path) -> None:
+    """Write STEM-time.png, STEM-memory.png and STEM-roofline.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    over_pixels(run, "seconds", "seconds a call", f"{stem}-time.png")
+    over_pixels(run, "peak bytes", "peak memory, MiB", f"{stem}-memory.png", 2**-20)
+    roofline(run, f"{stem}-roofline.png")
+
+
+def over_pixels(run: dict[str, Any], key: str, label: str, path: str, factor: float = 1.0) -> None:
+    """A figure of one image's generator over its pixels, forward on the left, forward and backward on the right."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for panel, direction in zip(panels, DIRECTIONS, strict=True):
+        lines = generator_lines(run, direction, key, factor)
+        if direction == "forward":
+            single = "MiB beside the image" if key == "peak bytes" else "seconds"
+            points = [
+                (one["size"] ** 2, one[single])
+                for one in run["single"]
+                if one["what"] == "sampling" and one["width"] == 512
+            ]
+            lines["ours, any size"] = points
+        for name, points in lines.items():
+            panel.plot(*zip(*points, strict=True), **style(name), label=name) if points else None
+        panel.set(xscale="log", yscale="log", xlabel="pixels of an image", title=f"generator, {direction}")
+        panel.grid(which="major", color="#e5e5e5")
+        panel.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel(label)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def generator_lines(run: dict[str, Any], direction: str, key: str, factor: float) -> dict[str, list]:
+    """Points (pixels, figure) of one image by contender."""
+    lines: dict[str, list] = {}
+    for group in run["groups"]:
+        if (group["op"], group["direction"], group["batch"]) == ("generator", direction, 1):
+            for name, one in group["contenders"].items():
+                if one[key]:
+                    lines.setdefault(name, []).append((group["size"] ** 2, one[key] * factor))
+    return lines
+
+
+def roofline(run: dict[str, Any], path: str) -> None:
+    """Rates over operations a byte that a perfectly fused operation would move, at 256² or the largest there is."""
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    bandwidth, roofs = run["machine"]["copied bytes a second"] / 1e9, {}
+    groups = [group for group in run["groups"] if group["op"] in ("generator", "mod_fc")]
+    for group in groups:
+        for name, one in group["contenders"].items():
+            kind, precision = name.split()
+            x, y = one["flop"] / one["moved bytes"], one["GFLOP/s"]
+            marker = {"generator": "o", "mod_fc": "s"}[group["op"]]
+            filled = group["direction"] == "forward"
+            face = COLOURS[kind] if filled else "none"
+            panel.plot(x, y, marker, color=COLOURS[kind], markerfacecolor=face, markersize=5)
+            if one["share of GEMM"]:
+                roofs[precision] = max(roofs.get(precision, 0), y / one["share of GEMM"])
+    low, high = 30, 3e5
+    for precision, roof in roofs.items():
+        panel.plot([low, roof / bandwidth, high], [low * bandwidth, roof, roof], color="#333333", linewidth=1)
+        panel.annotate(
+            f"plain products, {precision}: {roof:,.0f} GFLOP/s", (high, roof), ha="right", va="bottom", fontsize=8
+        )
+    for kind, colour in COLOURS.items():
+        panel.plot([], [], "o", color=colour, label=kind)
+    panel.plot([], [], "o", color="#333333", label="generator")
+    panel.plot([], [], "s", color="#333333", label="one layer")
+    panel.plot([], [], "o", color="#333333", markerfacecolor="none", label="with its backward pass")
+    panel.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations a byte", ylabel="GFLOP/s")
+    panel.set_title("rates, below the best that plain products and copies reached in the run")
+    panel.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def style(name: str) -> dict[str, Any]:
+    """Colour by formulation; float32 dashed, since 16 bits are what most people run."""
+    kind = name.split()[0].strip(",")
+    dashes = "--" if "fp32" in name else ":" if "any size" in name else "-"
+    return {"color": COLOURS[kind], "linestyle": dashes, "marker": "o", "markersize": 3}

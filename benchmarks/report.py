@@ -1,0 +1,106 @@
+"""python -m benchmarks.report [RUN.json] [--out FOLDER]: the last run as a page of tables and plots.
+
+Writes docs/benchmarks/NAME.md, NAME-time.png, NAME-memory.png and NAME-roofline.png; NAME is `cpu` or the GPU's.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .last_run import PATH
+from .plots import plot_all
+
+FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
+HEADER = ["", "contender", "ms", "× published", "GFLOP/s", "of GEMM", "MiB"]
+TITLES = {
+    "generator": "Whole generator",
+    "mod_fc": "One ModFC layer, 512 to 512",
+    "fourier_encode": "Encoding of coordinates, 512 + 512 channels",
+    "modulate": "Modulated weights, 512 to 512",
+    "training step": "A step of training, `--res 512`",
+}
+READING = """\
+Medians of contenders that took turns, each checked before against float64 formulas (result and, going back, every
+gradient). *× published* is speed beside the published formulation in float32. *of GEMM* is the time of the plain matrix
+products that the operation cannot do without, measured in the same turns, in the same shapes and precision, as a share
+of the contender's. *MiB* is the peak of memory in a call, beyond its arguments. *Left out*: a call would have taken
+longer than the run allowed.
+"""
+
+
+def page(run: dict[str, Any], name: str) -> str:
+    """The run in Markdown, with the plots that lie beside it."""
+    machine = {key: value for key, value in run["machine"].items() if value is not None}
+    machine["copied bytes a second"] = f"{machine['copied bytes a second'] / 1e9:.0f} billion, read and written"
+    lines = [f"# Measured on {machine.pop('device')}", ""]
+    lines += [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
+    lines += ["Made by `pytest benchmarks/ --benchmark-only` and `python -m benchmarks.report`.", "", READING]
+    lines += [f"![{what}]({name}-{what}.png)" for what in ("time", "memory", "roofline")]
+    ops = dict.fromkeys(group["op"] for group in run["groups"])
+    for op in sorted(ops, key=list(TITLES).index):
+        for direction in dict.fromkeys(group["direction"] for group in run["groups"] if group["op"] == op):
+            groups = [group for group in run["groups"] if (group["op"], group["direction"]) == (op, direction)]
+            lines += ["", f"## {TITLES[op]}: {direction}", "", *table(HEADER, rows(groups))]
+    for what in dict.fromkeys(one["what"] for one in run["single"]):
+        figures = [{k: v for k, v in one.items() if k != "what"} for one in run["single"] if one["what"] == what]
+        cells = [[f"{value:.4g}" if value < 1e4 else f"{value:,.0f}" for value in one.values()] for one in figures]
+        lines += ["", f"## {what[0].upper()}{what[1:]}", "", *table(list(figures[0]), cells)]
+    return "\n".join(lines) + "\n"
+
+
+def rows(groups: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """A row a contender, those that were left out too."""
+    for group in groups:
+        where = f"{group['size']}² B{group['batch']}" if group["size"] else f"B{group['batch']}"
+        title = " ".join(filter(None, (where, group["note"])))
+        published = group["contenders"].get("published fp32")
+        for contender, one in group["contenders"].items():
+            times = f"{published['seconds'] / one['seconds']:.2f}" if published else ""
+            rate, share, peak = one["GFLOP/s"], one["share of GEMM"], one["peak bytes"]
+            yield [
+                title,
+                contender,
+                f"{one['seconds'] * 1e3:,.2f}",
+                times,
+                f"{rate:,.0f}" if rate else "",
+                f"{share:.2f}" if share else "",
+                "" if peak is None else f"{peak / 2**20:,.0f}",
+            ]
+            title = ""
+        for contender, seconds in group["left out"].items():
+            yield ["", contender, f"left out: {seconds:.0f} s", "", "", "", ""]
+
+
+def table(header: Sequence[str], cells: Sequence[Sequence[str]] | Iterator[Sequence[str]]) -> Iterator[str]:
+    """Lines of a Markdown table."""
+    yield f"| {' | '.join(header)} |"
+    yield "|" + " --- |" * len(header)
+    for row in cells:
+        yield f"| {' | '.join(row)} |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 2 if there is no run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", type=Path, default=PATH, help="(default: the last one)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
+    options = parser.parse_args(argv)
+    if not options.run.exists():
+        print(f"error: run: there is no {options.run}; pytest benchmarks/ --benchmark-only makes it", file=sys.stderr)
+        return 2
+    run = json.loads(options.run.read_text())
+    machine = run["machine"]
+    name = "cpu" if machine["kind"] == "cpu" else re.sub(r"\W+", "-", machine["device"].lower()).strip("-")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{name}.md").write_text(page(run, name))
+    plot_all(run, options.out / name)
+    print(f"wrote {options.out / name}.md and its plots")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

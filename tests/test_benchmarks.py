@@ -1,0 +1,107 @@
+"""The benchmarks' own machinery: a wrong contender is found out, and a run becomes a page."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import bench_mod_fc, bench_scaling, contest, gemm, report
+from benchmarks.last_run import Run
+from cips_fast import reference as ref
+
+CASE = bench_mod_fc.Case("forward + backward", 40, 2, 8, 8)  # more pixels than are compared
+
+
+def right(x, weight, style, bias, **options):
+    return ref.mod_fc_ref(x, weight, style, bias, **options)
+
+
+def without_a_tile(x, weight, style, bias, **options):
+    y = right(x, weight, style, bias, **options)
+    return torch.cat([y[:, :64] * 0, y[:, 64:]], 1)
+
+
+def without_a_tile_going_back(x, weight, style, bias, **options):
+    x = torch.cat([x[:, :64].detach(), x[:, 64:]], 1)
+    y = right(x, weight, style, bias, **options)
+    frozen = right(x, weight.detach(), style, bias, **options)
+    return torch.cat([frozen[:, :64], y[:, 64:]], 1)
+
+
+@pytest.mark.parametrize("precision", contest.PRECISIONS)
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [(right, None), (without_a_tile, "result"), (without_a_tile_going_back, "gradient of")],
+    ids=["right", "tile missing", "gradient missing"],
+)
+def test_a_wrong_contender_is_found_out(function, named, precision):
+    problem = bench_mod_fc.problem(CASE, precision)
+    assert len(problem.sample) < CASE.size**2
+    found = problem.solver(function, problem.inputs, problem.sparse_upstream)()
+    if named is None:
+        return problem.check(found)
+    with pytest.raises(AssertionError, match=named):
+        problem.check(found)
+
+
+def test_contenders_take_turns():
+    lineup = [contest.PUBLISHED, contest.OURS]
+    case = bench_mod_fc.Case("forward", 8, 1, 8, 8)
+    race = contest.Contest(case.group, bench_mod_fc.HOW, lambda name: bench_mod_fc.problem(case, name), lineup)
+    for contender in lineup:
+        race.check(contender)
+    race.take_turns()
+    assert [len(race.seen[one].gemm) for one in lineup] == [1, 1]
+    figures = race.results()
+    assert list(figures) == [str(one) for one in lineup]
+    assert all(one["flop"] == 2 * 64 * 8 * 8 and one["GFLOP/s"] > 0 for one in figures.values())
+
+
+def test_plain_products_are_those_of_a_layer():
+    products = gemm.layer_products(2, 64, 32, 16, backward=True)
+    assert sum(product.flop for product in products) == 3 * 2 * 2 * 64 * 32 * 16
+    calls = gemm.Gemm(products, torch.float32, "cpu").calls()
+    assert [count for count, _ in calls] == [2, 2, 2]
+    for _, call in calls:
+        call()
+        torch.testing.assert_close(call.out, call.a @ call.b)
+
+
+def test_what_would_take_long_is_foreseen():
+    run = Run()
+    small, large = contest.Group("mod_fc", "forward", 64, 1), contest.Group("mod_fc", "forward", 128, 4)
+    assert run.expected_seconds(small, contest.PUBLISHED) == 0
+    run.add(small, {str(contest.PUBLISHED): {"seconds": 0.5}})
+    assert run.expected_seconds(large, contest.PUBLISHED) == 8
+
+
+def test_time_that_grows_as_pixels_has_the_exponent_one():
+    pixels = [2**k for k in range(14, 22, 2)]
+    assert bench_scaling.fitted_exponent(pixels, [3e-6 * n for n in pixels]) == pytest.approx(1)
+
+
+def test_a_run_becomes_a_page(tmp_path):
+    run = Run()
+    for direction in contest.DIRECTIONS:
+        for size in (64, 128):
+            figures = {"flop": 2e6, "moved bytes": 1e4, "GFLOP/s": 0.5, "share of GEMM": 0.25, "peak bytes": 3 << 20}
+            ours = figures | {"seconds": 0.002 * size}
+            published = figures | {"seconds": 0.008 * size}
+            group = contest.Group("generator", direction, size, 1)
+            run.add(group, {str(contest.PUBLISHED): published, str(contest.OURS): ours})
+            run.leave_out(group, contest.OTHERS[-1], 12.0)
+    run.add_single(what="sampling", width=512, size=64, seconds=0.1, **{"MiB beside the image": 12.0})
+    path = run.save(tmp_path / "runs" / "run.json")
+    assert json.loads(path.read_text())["machine"]["threads"] == torch.get_num_threads()
+    assert report.main([str(path), "--out", str(tmp_path / "docs")]) == 0
+    (page,) = (tmp_path / "docs").glob("*.md")
+    assert "| 64² B1 | published fp32 | 512.00 | 1.00 | 0 | 0.25 | 3 |" in page.read_text()
+    assert f"| {contest.OURS} | 128.00 | 4.00 |" in page.read_text()
+    assert "left out: 12 s" in page.read_text()
+    for plot in ("time", "memory", "roofline"):
+        assert (tmp_path / "docs" / f"{page.stem}-{plot}.png").stat().st_size > 10_000
+
+
+def test_no_run_is_an_error(tmp_path, capsys):
+    assert report.main([str(tmp_path / "none.json")]) == 2
+    assert "pytest benchmarks/" in capsys.readouterr().err
