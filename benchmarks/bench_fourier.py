@@ -22,6 +22,7 @@ class Case(NamedTuple):
     size: int
     batch: int
     channels: int = 512
+    cells: int = 64  # a side of the table
 
     @property
     def group(self):
@@ -61,7 +62,7 @@ def problem(case, precision):
             "coords": torch.rand(case.batch, case.size**2, 2, generator=rng, device=DEVICE) * 2 - 1,
             "freq": draw(case.channels, 2),
             "phase": draw(case.channels),
-            "table": draw(case.size, case.size, case.channels),
+            "table": draw(case.cells, case.cells, case.channels),
         },
         options={"align_corners": False, "dtype": DTYPES[precision]},
         dtype=DTYPES[precision],

@@ -116,6 +116,7 @@ def problem(case, precision):
         autocast=True,
         saved=tuple(tensors),
         products=products_of(case),
+        deep=True,
     )
 
 

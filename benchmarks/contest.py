@@ -136,7 +136,7 @@ class Contest:
         problem.check(found)
         del found
         solve = problem.solver(function, inputs, problem.upstream)
-        if problem.backward or compiled or seconds < 1:  # else a first call is as good as the next
+        if compiled or seconds < 1 or DEVICE == "cuda":  # else a first call is as good as the next
             seconds, _, peak = measured(solve)
         self.seen[contender] = Seen([seconds], peak)
         self.solvers[contender] = solve
@@ -151,9 +151,11 @@ class Contest:
             for _ in range(self._calls(contender) - (contender == OURS)):
                 self.seen[contender].seconds.append(timed(solve)[0])
         for precision, calls in self.gemms.items():
-            seconds = sum(_seconds_of_products(count, call) for count, call in calls)
-            for contender in (one for one in self.solvers if one.precision == precision):
-                self.seen[contender].gemm.append(seconds)
+            beside = [seen for one, seen in self.seen.items() if one.precision == precision]
+            if beside:
+                seconds = sum(_seconds_of_products(count, call) for count, call in calls)
+                for seen in beside:
+                    seen.gemm.append(seconds)
 
     def _calls(self, contender: Contender) -> int:
         slowest = max(seen.seconds[0] for seen in self.seen.values())

@@ -13,6 +13,9 @@ from .gemm import Product
 # Beside twice the error of plain PyTorch: that of one rounding in 16 bits; in float32 that of a long sum in any order.
 FLOOR = {torch.float32: 5e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
 COMPARED = 1024  # pixels, of more
+# Where rounding decides the sign before an lrelu, it decides the derivative, in any implementation. A few such places
+# among 1,024 pixels of 512 channels move a gradient by so much; a tile of 2,048 pixels left out of 65,536, by 0.17.
+KINKS = 2e-3
 
 
 @dataclass(eq=False)
@@ -32,6 +35,7 @@ class Problem:
         channel_dim: where the channels of an image go for the published formulation, by name.
         saved: names of the inputs that the backward pass reads again.
         products: matrix products that cannot be done without.
+        deep: layers follow each other, so that a gradient depends on signs that depend on rounding.
     """
 
     reference: Callable[..., Tensor]
@@ -45,6 +49,7 @@ class Problem:
     channel_dim: Mapping[str, int] = field(default_factory=dict)
     saved: tuple[str, ...] = ()
     products: Sequence[Product] = ()
+    deep: bool = False
 
     @cached_property
     def upstream(self) -> Tensor:
@@ -179,7 +184,8 @@ class Problem:
         if self.sample is not None:
             found = [t[:, self.sample] if each else t for t, each in zip(found, pixelwise, strict=True)]
         for name, error, plain in zip(names, self._errors(found), self.plain_errors, strict=True):
-            bound = 2 * plain + FLOOR[self.dtype]
+            kinks = KINKS if self.deep and name != "result" else 0.0
+            bound = 2 * plain + max(FLOOR[self.dtype], kinks)
             assert error <= bound, f"{name}: relative error {error:.2g}, may be {bound:.2g}"
 
     def _errors(self, found: list[Tensor]) -> list[float]:
