@@ -59,7 +59,7 @@ def add_to_table(dtable: Tensor, dread: Tensor, at: Tensor, align_corners: bool)
     rows, dread = dtable.view(-1, C), dread.flatten(0, -2)
     for cell, weight in zip(cells, weights, strict=True):
         if weight.any():  # on the cells themselves one of four is all there is
-            rows.scatter_add_(0, cell[:, None].expand(-1, C), dread * weight[:, None])
+            rows.index_add_(0, cell, dread * weight[:, None])
 
 
 def places_bwd(dread: Tensor, table: Tensor, at: Tensor, align_corners: bool) -> Tensor:
