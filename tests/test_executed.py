@@ -13,7 +13,7 @@ from cips_fast.kernels.production import float32_products
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .emulator import EmulatedGPU
-from .test_mod_fc import off_the_kink
+from .layers import off_the_kink
 
 pytestmark = pytest.mark.usefixtures("poison")
 

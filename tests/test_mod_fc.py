@@ -13,6 +13,7 @@ from cips_fast.kernels.device import standing_in
 from cips_fast.kernels.production import Recorder, meta
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
+from .layers import check_layer, check_second_derivatives, layer_inputs
 from .places import PLACES
 
 # One tile of the interpreter is 64 pixels by 64 channels, 32 deep.
@@ -20,41 +21,12 @@ SHAPES = [(1, 1, 1, 1), (1, 64, 32, 64), (2, 65, 33, 3), (3, 7, 100, 64), (2, 65
 IDS = [f"B{b}-P{p}-I{i}-O{o}" for b, p, i, o in SHAPES]
 
 
-def layer_inputs(shape, place, *, shared=False):
-    """x, weight, style, bias and an upstream gradient, representable in the place's dtype."""
-    batch, pixels, inputs, outputs = shape
-    rng = torch.Generator().manual_seed(batch * 1009 + pixels * 31 + inputs)
-    shapes = [(1 if shared else batch, pixels, inputs), (outputs, inputs), (batch, inputs), (outputs,)]
-    tensors = [draw(rng, *shape) for shape in [*shapes, (batch, pixels, outputs)]]
-    return [t.to(place.device, place.dtype) for t in tensors]
-
-
-def off_the_kink(inputs, upstream, **options):
-    """The upstream gradient without outputs so near zero that rounding decides the sign, and with it the derivative."""
-    y = functional.mod_fc(*(t.double() for t in inputs), **options, backend="reference")
-    return torch.where(y.abs() > 0.03, upstream, 0)
-
-
-def check_layer(shape, place, *, shared=False, **options):
-    *inputs, upstream = layer_inputs(shape, place, shared=shared)
-    upstream = off_the_kink(inputs, upstream, **options)
-
-    def call(backend):
-        return lambda *tensors: functional.mod_fc(*tensors, **options, backend=backend)
-
-    wanted = value_and_gradients(call("reference"), [t.double() for t in inputs], upstream)
-    plain = value_and_gradients(call("reference"), inputs, upstream)
-    got = value_and_gradients(call("triton"), inputs, upstream)
-    assert all(t.dtype == place.dtype for t in got)
-    assert_as_accurate(got, plain, wanted, place.dtype, scale=float(upstream.double().norm()))
-
-
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("activation", ["lrelu", "linear"])
 def test_layer_and_its_gradients(place, shape, shared, activation):
-    check_layer(shape, place, shared=shared, activation=activation, demodulate=activation == "lrelu")
+    check_layer(shape, place, backend="triton", shared=shared, activation=activation, demodulate=activation == "lrelu")
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
@@ -62,7 +34,7 @@ def test_gradients_whose_pixels_are_split(place, monkeypatch):
     splits = []
     original = mod_fc_bwd.pixel_splits
     monkeypatch.setattr(mod_fc_bwd, "pixel_splits", lambda *a: splits.append(original(*a)) or splits[-1])
-    check_layer((2, 8 * 64 * 3 + 7, 20, 12), place)
+    check_layer((2, 8 * 64 * 3 + 7, 20, 12), place, backend="triton")
     assert splits[0] > 1
 
 
@@ -86,7 +58,7 @@ def test_any_number_of_samples_fits_the_grid():
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
 @pytest.mark.parametrize("activation", ["sin", "sinrelu"])
 def test_sines_follow_the_product(place, activation):
-    check_layer((2, 20, 17, 6), place, activation=activation)
+    check_layer((2, 20, 17, 6), place, backend="triton", activation=activation)
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
@@ -97,7 +69,7 @@ def test_sines_follow_the_product(place, activation):
     st.booleans(),
 )
 def test_layers_of_drawn_shapes(place, shape, shared, demodulate):
-    check_layer(shape, place, shared=shared, demodulate=demodulate)
+    check_layer(shape, place, backend="triton", shared=shared, demodulate=demodulate)
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
@@ -229,19 +201,7 @@ def test_dgrad_does_the_work_of_the_layer_below(place, kind):
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
 def test_second_derivatives_are_those_of_the_formula(place):
-    *inputs, upstream = layer_inputs((2, 9, 6, 4), place)
-
-    def second(tensors, backend, autocast=False):
-        tensors = [t.detach().requires_grad_() for t in tensors]
-        y = functional.mod_fc(*tensors, backend=backend)
-        with torch.autocast(place.device, dtype=torch.bfloat16, enabled=autocast):  # of the backward pass alone
-            gradients = torch.autograd.grad(y, tensors, upstream.to(y.dtype), create_graph=True)
-        total = sum((g * torch.linspace(-1, 2, g.numel()).view_as(g)).sum() for g in gradients)
-        return torch.autograd.grad(total, tensors[:3])  # the bias enters no product twice
-
-    wanted, plain = second([t.double() for t in inputs], "reference"), second(inputs, "reference")
-    assert_as_accurate(second(inputs, "triton"), plain, wanted, place.dtype)
-    assert_as_accurate(second(inputs, "triton", autocast=True), plain, wanted, place.dtype)
+    check_second_derivatives((2, 9, 6, 4), place, backend="triton")
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
