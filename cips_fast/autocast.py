@@ -16,5 +16,8 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """A context in which nothing on x's device is rounded to autocast's dtype."""
     kind = x.device.type
-    available = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if available else contextlib.nullcontext()
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    # To switch autocast takes longer than a small operation; a captured graph may run under autocast later.
+    enabled = torch.is_autocast_enabled(kind) or torch.compiler.is_compiling()
+    return torch.autocast(kind, enabled=False) if enabled else contextlib.nullcontext()
