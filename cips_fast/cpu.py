@@ -1,4 +1,4 @@
-"""Layers on a CPU, alone and as a whole network takes them (cpu_synthesis.py).
+"""Layers on a CPU, as the operator of one layer (cpu_ops.py) and of a whole network (cpu_synthesis.py) take them.
 
 lrelu is positively homogeneous, √2·lrelu(W'x + β) = lrelu(√2·W'x + √2·β), so the gain is folded into the small weights
 and biases instead of being a pass over the pixels.
@@ -17,11 +17,17 @@ from torch import Tensor
 
 from . import reference as ref
 
+DTYPES = (torch.bfloat16, torch.float32)
+CALL = 1 << 28  # operations of a product from which on it is worth a call of its own
+
 
 def mod_fc_cpu(
     x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, demodulate: bool, activation: str
 ) -> Tensor:
-    """`reference.mod_fc_ref` with the gain folded in: x [B|1, P, I] -> [B, P, O]."""
+    """`reference.mod_fc_ref` with the gain folded in, of PyTorch's operations, for any dtype, activation and transform.
+
+    x [B|1, P, I] -> [B, P, O].
+    """
     gain = math.sqrt(2) if activation == "lrelu" else 1.0
     w = ref.modulate_ref(weight * gain, style, False) if not demodulate else ref.modulate_ref(weight, style) * gain
     x = x.expand(w.shape[0], -1, -1)
@@ -35,28 +41,33 @@ class Layer:
     """Modulated weights of a layer, and its bias; the gain in both."""
 
     w: Tensor  # of the compute dtype [B, O, I]
-    bias: Tensor  # of the compute dtype [O]
+    bias: Tensor | None  # of the compute dtype [O]
     scale: Tensor  # W' = scale W s, float32 [B, O]
     gain: float
 
 
-def modulated(weight: Tensor, style: Tensor, bias: Tensor, gain: float, demodulate: bool, dtype: torch.dtype) -> Layer:
+def modulated(
+    weight: Tensor, style: Tensor, bias: Tensor | None, gain: float, demodulate: bool, dtype: torch.dtype
+) -> Layer:
     """W' = scale W s with scale = g d/√I and d = 1/sqrt(Σ_i (W s)²/I + 1e-8), or 1: the sum is a small product."""
     weight, style = weight.float(), style.float()
     (O, I), B = weight.shape, style.shape[0]
     scale = style.new_full((B, O), gain / math.sqrt(I))
     if demodulate:
         scale *= torch.rsqrt(style.square() @ weight.square().mT / I + ref.EPS)
-    w = weight.new_empty(B, O, I, dtype=dtype)
+    w, rounded = weight.new_empty(B, O, I, dtype=dtype), dtype != torch.float32
     for some in _images_in_cache(B, O * I):
-        torch.mul(weight * style[some, None], scale[some, :, None], out=w[some])
-    return Layer(w, (bias.float() * gain).to(dtype), scale, gain)
+        part = torch.mul(weight, style[some, None], out=None if rounded else w[some])
+        part *= scale[some, :, None]
+        if rounded:
+            w[some] = part
+    return Layer(w, None if bias is None else (bias.float() * gain).to(dtype), scale, gain)
 
 
 def modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demodulate: bool) -> tuple[Tensor, Tensor]:
     """dW [O, I] and ds [B, I] from the gradient of modulated weights, float32 [B, O, I], which is overwritten."""
     weight, style = weight.float(), style.float()
-    dweight, dstyle = torch.zeros_like(weight), torch.empty_like(style)
+    dweight, dstyle = weight.new_zeros(weight.shape), style.new_empty(style.shape)  # dense, whatever those are
     along = torch.empty_like(layer.scale)
     for some in _images_in_cache(*dw.shape[:1], weight.numel()):
         part = dw[some]
@@ -64,7 +75,8 @@ def modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demod
         dweight += (part * style[some, None]).sum(0)
         part *= weight
         dstyle[some] = part.sum(1)
-        along[some] = (part @ style[some, :, None]).squeeze(2)  # Σ_i dW' W'
+        if demodulate:
+            along[some] = (part @ style[some, :, None]).squeeze(2)  # Σ_i dW' W'
     if demodulate:  # ∂d/∂v = -d³ v, v = W s/√I, and d/√I = scale/g
         along *= (layer.scale / layer.gain).square()
         dweight -= weight * (along.mT @ style.square())
@@ -72,11 +84,19 @@ def modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demod
     return dweight, dstyle
 
 
-def apply_layer(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    """lrelu(x Wᵀ + β): x [g, n, I], w [g, O, I]; for one image in one call where PyTorch has oneDNN."""
+def images_at_once(batch: int, operations: int) -> list[slice]:
+    """Images that go through together: each for itself where its product of so many operations is worth a call."""
+    step = 1 if operations >= CALL else max(1, batch)
+    return [slice(start, start + step) for start in range(0, batch, step)]
+
+
+def apply_layer(x: Tensor, w: Tensor, bias: Tensor | None, lrelu: bool = True) -> Tensor:
+    """x Wᵀ + β, or the lrelu of it: x [g, n, I], w [g, O, I]; for one image in one call where PyTorch has oneDNN."""
     if len(w) == 1 and _has_post_op(x.dtype):
-        return torch.ops.mkldnn._linear_pointwise.default(x, w[0], bias, "leaky_relu", [ref.LRELU_SLOPE], "")
-    return F.leaky_relu_(torch.baddbmm(bias, x, w.mT), ref.LRELU_SLOPE)
+        post_op = ("leaky_relu", [ref.LRELU_SLOPE]) if lrelu else ("none", [])
+        return torch.ops.mkldnn._linear_pointwise.default(x, w[0], bias, *post_op, "")
+    y = torch.bmm(x, w.mT) if bias is None else torch.baddbmm(bias, x, w.mT)
+    return F.leaky_relu_(y, ref.LRELU_SLOPE) if lrelu else y
 
 
 @lru_cache

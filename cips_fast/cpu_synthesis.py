@@ -23,16 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference as ref
-from .cpu import Layer, apply_layer, modulated, modulated_bwd, product
+from .cpu import Layer, apply_layer, images_at_once, modulated, modulated_bwd, product
 from .cpu_encoding import add_to_table, encode, phases, places_bwd
 from .kernels.launch import cpu_capabilities
 from .kernels.network import Network
 from .workers import spread
 
-DTYPES = (torch.bfloat16, torch.float32)
 INVERSE_SQRT_2 = math.sqrt(0.5)
 TILE, TRAINING = 2, 2
-CALL = 1 << 28  # operations of a product from which on it is worth a call of its own
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def render(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> 
         network: its parameters.
         coords: float32 [B|1, P, D].
         at: where the table is read, float32 [B|1, P, 2].
-        dtype: of weights and activations, one of DTYPES.
+        dtype: of weights and activations, one of cpu.DTYPES.
     """
     return _render(network, Weights.of(network, dtype), coords, at)
 
@@ -311,10 +309,8 @@ class Gradients:
 
 
 def groups(network: Network, pixels: int) -> list[slice]:
-    """Images that go through together: each for itself where a layer of one is work enough for a call."""
-    widest = max(network.widths)
-    step = 1 if 2 * pixels * widest**2 >= CALL else network.batch
-    return [slice(start, start + step) for start in range(0, network.batch, step)]
+    """Images that go through together, as the widest layer asks for."""
+    return images_at_once(network.batch, 2 * pixels * max(network.widths) ** 2)
 
 
 def tiles(network: Network, pixels: int, dtype: torch.dtype) -> list[slice]:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops
+from . import cpu, ops
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
-from .cpu import mod_fc_cpu
 from .cpu_encoding import embed_coords_cpu
 from .kernels.device import can_run_on
 
@@ -105,7 +104,7 @@ def mod_fc(
         lrelu = activation == "lrelu"
         y = ops.mod_fc(x.to(dtype or x.dtype), weight, style, bias, demodulate, lrelu)[0]
         return y if lrelu else ref.activate_ref(y, activation)
-    layer = mod_fc_cpu if chosen == "cpu" else ref.mod_fc_ref
+    layer = cpu.mod_fc_cpu if chosen == "cpu" else ref.mod_fc_ref
     return layer(x, weight, style, bias, demodulate, activation)
 
 
@@ -217,9 +216,12 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
 
 def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: operators would refuse, or drop the tangent."""
-    if torch.compiler.is_compiling():
-        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_one_operator(backend: str, dtype: torch.dtype) -> bool:
+    """Whether the backend has fused operators; the CPU's formulas take every dtype and transform, one by one."""
+    return backend == "triton" or (backend == "cpu" and dtype in cpu.DTYPES and not transformed())
 
 
 def _tell_once(device: str, chosen: str) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import cpu_synthesis, functional, network_ops
+from . import functional, network_ops
 from . import reference as ref
 from .autocast import autocast_dtype
 from .kernels.network import Network
@@ -61,7 +61,7 @@ def synthesis(
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (coords, at, *tensors))
     dtype = autocast_dtype(coords) or coords.dtype
     chosen = functional.resolve_backend(backend, coords.device, dtype)
-    if activation == "lrelu" and noise_strength is None and _runs_whole(chosen, dtype):
+    if activation == "lrelu" and noise_strength is None and functional.is_one_operator(chosen, dtype):
         if chosen == "triton" and coords.shape[-1] not in (2, 3):
             raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
         form = (len(network.weights), network.residual, network.align_corners)
@@ -74,11 +74,6 @@ def synthesis(
         return _layer_by_layer(network, coords, at, activation, noise_strength, chosen)
 
     return _in_chunks(colours, coords, at, pixel_chunk, random=noise_strength is not None)
-
-
-def _runs_whole(backend: str, dtype: torch.dtype) -> bool:
-    """Whether one operator serves; the CPU's formulas take every dtype and transform, one by one."""
-    return backend == "triton" or (backend == "cpu" and dtype in cpu_synthesis.DTYPES and not functional.transformed())
 
 
 def _check_points(network: Network, coords: Tensor, at: Tensor) -> None:

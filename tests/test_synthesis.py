@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cips_fast import CIPSGenerator, cpu_synthesis, network_ops
+from cips_fast import CIPSGenerator, cpu, cpu_synthesis, network_ops
 from cips_fast import reference as ref
 from cips_fast.kernels import layered, planner
 from cips_fast.kernels.device import standing_in
@@ -114,7 +114,7 @@ def test_other_backends_and_chunks(backend, residual, pixel_chunk):
 def test_on_a_cpu_in_tiles(dtype, residual, shared, at_once, pixel_chunk, monkeypatch):
     """64 pixels at a time, 128 in training, as if a core's cache held no more; three dimensions, which are as two."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
-    monkeypatch.setattr(cpu_synthesis, "CALL", 1 << 60 if at_once else 0)  # images go through together, or not
+    monkeypatch.setattr(cpu, "CALL", 1 << 60 if at_once else 0)  # images go through together, or not
     # With so many pixels, as drawn, no tensor has far more signs flipped by rounding than in eager PyTorch.
     drawn = problem(dtype, pixels=300, residual=residual, shared=shared, dims=3, align_corners=False)
     assert_like_the_formulas(Place("cpu", "cpu", dtype), *drawn, backend="cpu", pixel_chunk=pixel_chunk)
@@ -137,7 +137,7 @@ def test_parameters_of_16_bits_on_a_cpu(dtype):
 def test_threads_may_change_between_forward_and_backward(monkeypatch):
     network, points, upstream = problem(torch.float32, pixels=400)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
-    monkeypatch.setattr(cpu_synthesis, "CALL", 0)
+    monkeypatch.setattr(cpu, "CALL", 0)
     rgb = synthesis(network.with_tensors([t.requires_grad_() for t in network.tensors()]), *points, backend="cpu")
     wanted = torch.autograd.grad(rgb, network.tensors(), upstream, retain_graph=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
