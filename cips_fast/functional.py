@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import cpu, ops
+from . import cpu, cpu_ops, ops
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
 from .cpu_encoding import embed_coords_cpu
@@ -99,11 +99,13 @@ def mod_fc(
     if dtype is None:
         _check_dtype("x", x, weight)
         _check_dtype("style", style, weight)
-    chosen = resolve_backend(backend, x.device, dtype or x.dtype)
+        dtype = x.dtype
+    chosen, lrelu = resolve_backend(backend, x.device, dtype), activation == "lrelu"
     if chosen == "triton":
-        lrelu = activation == "lrelu"
-        y = ops.mod_fc(x.to(dtype or x.dtype), weight, style, bias, demodulate, lrelu)[0]
+        y = ops.mod_fc(x.to(dtype), weight, style, bias, demodulate, lrelu)[0]
         return y if lrelu else ref.activate_ref(y, activation)
+    if activation in ("lrelu", "linear") and is_one_operator(chosen, dtype):
+        return cpu_ops.mod_fc(x.to(dtype), weight, style, bias, demodulate, lrelu)[0]
     layer = cpu.mod_fc_cpu if chosen == "cpu" else ref.mod_fc_ref
     return layer(x, weight, style, bias, demodulate, activation)
 

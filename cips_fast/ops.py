@@ -20,7 +20,8 @@ from .autocast import without_autocast
 from .kernels.device import dense_rows
 
 
-def _gain(lrelu: bool) -> float:
+def layer_gain(lrelu: bool) -> float:
+    """What a layer's activation multiplies by, besides."""
     return math.sqrt(2) if lrelu else 1.0
 
 
@@ -98,8 +99,8 @@ def mod_fc(
     from .kernels.mod_fc import mod_fc_fwd
     from .kernels.modulate import modulate_fwd
 
-    w, d = modulate_fwd(weight, style, demodulate=demodulate, gain=_gain(lrelu), dtype=x.dtype)
-    y, _ = mod_fc_fwd(x, w, bias, lrelu=lrelu, gain=_gain(lrelu))
+    w, d = modulate_fwd(weight, style, demodulate=demodulate, gain=layer_gain(lrelu), dtype=x.dtype)
+    y, _ = mod_fc_fwd(x, w, bias, lrelu=lrelu, gain=layer_gain(lrelu))
     return y, w, d
 
 
@@ -146,7 +147,7 @@ def mod_fc_wgrad(
     from .kernels.modulate import modulate_bwd
 
     dw = kernels.mod_fc_wgrad(dz, x)
-    return modulate_bwd(dw, weight, style, d, demodulate=demodulate, gain=_gain(lrelu))
+    return modulate_bwd(dw, weight, style, d, demodulate=demodulate, gain=layer_gain(lrelu))
 
 
 @mod_fc_wgrad.register_fake
@@ -156,27 +157,32 @@ def _(
     return weight.new_empty(weight.shape), style.new_empty(style.shape)
 
 
-def _save_mod_fc(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def save_layer(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep the tensors that go into a layer's operator, y if it was activated, and what comes out beside y."""
     x, weight, style, bias, ctx.demodulate, ctx.lrelu = inputs
-    ctx.save_for_backward(x, weight, style, bias, *output)
+    ctx.save_for_backward(x, weight, style, bias, output[0] if ctx.lrelu else None, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
+
+
+def layer_through_reference(ctx: Any, dy: Tensor) -> tuple:
+    """Gradients of a layer's arguments as differentiable expressions."""
+    activation = "lrelu" if ctx.lrelu else "linear"
+
+    def formula(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None) -> Tensor:
+        w = ref.modulate_ref(weight.float(), style.float(), ctx.demodulate).to(x.dtype)
+        z = x @ w.mT
+        return ref.activate_ref(z if bias is None else z + bias.to(z.dtype), activation)
+
+    return *through_reference(formula, list(ctx.saved_tensors[:4]), dy), None, None
 
 
 def _differentiate_mod_fc(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
     if dy is None:
         return (None,) * 6
-    x, weight, style, bias, y, w, d = ctx.saved_tensors
     if torch.is_grad_enabled():
-        activation = "lrelu" if ctx.lrelu else "linear"
-
-        def formula(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None) -> Tensor:
-            w = ref.modulate_ref(weight.float(), style.float(), ctx.demodulate).to(x.dtype)
-            z = x @ w.mT
-            return ref.activate_ref(z if bias is None else z + bias.to(z.dtype), activation)
-
-        return *through_reference(formula, [x, weight, style, bias], dy), None, None
-
+        return layer_through_reference(ctx, dy)
+    x, weight, style, bias, y, w, d = ctx.saved_tensors
     needs_x, needs_weight, needs_style, needs_bias = ctx.needs_input_grad[:4]
     dx = dweight = dstyle = dbias = None
     if ctx.lrelu:
@@ -184,7 +190,7 @@ def _differentiate_mod_fc(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
     else:
         dz, sums = dense_rows(dy), dy.sum((0, 1), dtype=torch.float32) if needs_bias else None
     if needs_bias:
-        dbias = (_gain(ctx.lrelu) * sums).to(bias.dtype)
+        dbias = (layer_gain(ctx.lrelu) * sums).to(bias.dtype)
     if needs_x:
         dx = mod_fc_dgrad(dz, w, x.shape[0] != w.shape[0])
     if needs_weight or needs_style:
@@ -192,7 +198,7 @@ def _differentiate_mod_fc(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
     return dx, dweight, dstyle, dbias, None, None
 
 
-mod_fc.register_autograd(_differentiate_mod_fc, setup_context=_save_mod_fc)
+mod_fc.register_autograd(_differentiate_mod_fc, setup_context=save_layer)
 
 
 # The encoding of coordinates
