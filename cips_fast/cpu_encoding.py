@@ -13,25 +13,32 @@ from .kernels.network import Network
 
 def encode(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
     """[sin(F c + φ); E(c)]: coords [B|1, n, D], at [B|1, n, 2] -> [B|1, n, 2C]."""
-    C = network.freq.shape[0]
-    x0 = coords.new_empty(*coords.shape[:2], 2 * C, dtype=dtype)
-    x0[..., :C] = phases(network, coords).sin_()
-    x0[..., C:] = read_table(network.table, at, network.align_corners, dtype)
+    x0 = coords.new_empty(*coords.shape[:2], 2 * network.freq.shape[0], dtype=dtype)
+    encode_into(x0, coords, network.freq, network.phase, at, network.table, network.align_corners)
     return x0
 
 
-def phases(network: Network, coords: Tensor) -> Tensor:
-    """F c + φ, float32 [B|1, n, C]."""
-    # So few columns multiply faster where they lie apart.
-    across = network.freq.float().mT.contiguous()
-    rows = torch.addmm(network.phase.float(), coords.flatten(0, 1), across)
-    return rows.view(*coords.shape[:2], -1)
+def encode_into(
+    out: Tensor,
+    coords: Tensor,
+    freq: Tensor,
+    phase: Tensor,
+    at: Tensor | None,
+    table: Tensor | None,
+    align_corners: bool,
+) -> None:
+    """[sin(F c + φ); E(c)], or the first half alone: coords [..., n, D], at [..., n, 2], out [..., n, C|2C]."""
+    C = freq.shape[0]
+    out[..., :C] = phases(coords, freq, phase).sin_()
+    if table is not None:
+        out[..., C:] = read_table(table, at, align_corners, out.dtype)
 
 
-def embed_coords_cpu(coords: Tensor, table: Tensor, align_corners: bool) -> Tensor:
-    """`reference.embed_coords_ref` as a weighted gather of rows: coords [..., P, 2], table [H, W, C] -> [..., P, C]."""
-    cells, weights = ref.bilinear_cells_ref(coords, table.shape[0], table.shape[1], align_corners)
-    return _weighted_rows(table.flatten(0, 1), cells, weights)
+def phases(coords: Tensor, freq: Tensor, phase: Tensor) -> Tensor:
+    """F c + φ, float32: coords float32 [..., n, D], freq [C, D], phase [C] -> [..., n, C]."""
+    across = freq.float().mT.contiguous()  # so few columns multiply faster where they lie apart
+    rows = torch.addmm(phase.float(), coords.flatten(0, -2), across)
+    return rows.view(*coords.shape[:-1], -1)
 
 
 def _weighted_rows(rows: Tensor, cells: Tensor, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A layer on a CPU as a PyTorch operator with a fused backward pass, in the dtypes of cpu.py.
+"""A layer and the encoding on a CPU as PyTorch operators with fused backward passes, in the dtypes of cpu.py.
 
     y = act(x W'ᵀ + β)    dz = dy act'(y)    dx = dz W'    dW' = dzᵀ x    dβ = Σ dz, all with the gain in W' and β
 
@@ -18,7 +18,11 @@ from torch.library import custom_op
 from . import reference as ref
 from .autocast import without_autocast
 from .cpu import Layer, apply_layer, images_at_once, modulated, modulated_bwd, product
-from .ops import layer_gain, layer_through_reference, save_layer
+from .cpu_encoding import add_to_table, encode_into, phases, places_bwd
+from .ops import encoding_through_reference, layer_gain, layer_through_reference, save_encoding, save_layer
+from .workers import spread
+
+ROWS = 4096  # points that a thread encodes at a time
 
 
 @custom_op("cips_fast::mod_fc_cpu", mutates_args=())
@@ -126,3 +130,105 @@ def _differentiate(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
 
 
 mod_fc.register_autograd(_differentiate, setup_context=save_layer)
+
+
+# The encoding of coordinates
+
+
+@custom_op("cips_fast::fourier_cpu", mutates_args=())
+def fourier(
+    coords: Tensor,
+    freq: Tensor,
+    phase: Tensor,
+    at: Tensor | None,
+    table: Tensor | None,
+    align_corners: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Waves [N, C], or waves and the table's read [N, 2C]: coords and at float32 [N, D|2], table [H, W, C]."""
+    out = coords.new_empty(len(coords), freq.shape[0] * (1 if table is None else 2), dtype=dtype)
+
+    def encode(rows: slice) -> None:
+        encode_into(out[rows], coords[rows], freq, phase, None if at is None else at[rows], table, align_corners)
+
+    with without_autocast(coords):
+        for _ in spread(encode, [slice(start, start + ROWS) for start in range(0, len(coords), ROWS)]):
+            pass
+    return out
+
+
+@fourier.register_fake
+def _(
+    coords: Tensor,
+    freq: Tensor,
+    phase: Tensor,
+    at: Tensor | None,
+    table: Tensor | None,
+    align_corners: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    return coords.new_empty(coords.shape[0], freq.shape[0] * (1 if table is None else 2), dtype=dtype)
+
+
+@custom_op("cips_fast::fourier_cpu_bwd", mutates_args=())
+def fourier_bwd(
+    dout: Tensor,
+    coords: Tensor,
+    freq: Tensor,
+    phase: Tensor,
+    at: Tensor | None,
+    table: Tensor | None,
+    align_corners: bool,
+    want_coords: bool,
+    want_waves: bool,
+    want_at: bool,
+    want_table: bool,
+) -> list[Tensor]:
+    """Of the gradients of coords, of freq and phase, of at and of table, those that are wanted, float32."""
+    C, gradients = freq.shape[0], []
+    with without_autocast(coords):
+        if want_coords or want_waves:
+            dphases = phases(coords, freq, phase).cos_().mul_(dout[:, :C])
+        if want_coords:
+            gradients.append(dphases @ freq.float())
+        if want_waves:
+            gradients += [dphases.mT @ coords, dphases.sum(0)]
+        dread = dout[:, C:].float()
+        if want_at:
+            gradients.append(places_bwd(dread, table, at, align_corners))
+        if want_table:
+            gradients.append(dread.new_zeros(table.shape))
+            add_to_table(gradients[-1], dread, at, align_corners)
+    return gradients
+
+
+@fourier_bwd.register_fake
+def _(
+    dout: Tensor,
+    coords: Tensor,
+    freq: Tensor,
+    phase: Tensor,
+    at: Tensor | None,
+    table: Tensor | None,
+    align_corners: bool,
+    want_coords: bool,
+    want_waves: bool,
+    want_at: bool,
+    want_table: bool,
+) -> list[Tensor]:
+    wanted = [coords] * want_coords + [freq, phase] * want_waves + [at] * want_at + [table] * want_table
+    return [coords.new_empty(t.shape) for t in wanted]
+
+
+def _differentiate_fourier(ctx: Any, dout: Tensor) -> tuple:
+    if torch.is_grad_enabled():
+        return encoding_through_reference(ctx, dout)
+    inputs = ctx.saved_tensors
+    want_coords, want_freq, want_phase, want_at, want_table = ctx.needs_input_grad[:5]
+    wanted = (want_coords, want_freq or want_phase, want_at, want_table)
+    gradients = iter(fourier_bwd(dout, *inputs, ctx.align_corners, *wanted))
+    asked = (wanted[0], wanted[1], *wanted[1:])  # of freq and phase both or none
+    return *(next(gradients).to(t.dtype) if want else None for t, want in zip(inputs, asked, strict=True)), None, None
+
+
+fourier.register_autograd(_differentiate_fourier, setup_context=save_encoding)

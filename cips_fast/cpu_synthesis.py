@@ -272,7 +272,7 @@ class Gradients:
         """dx0 [B|1, n, 2C]."""
         network, (coords, at) = self.network, (points[:, tile] for points in self.points)
         C = network.freq.shape[0]
-        dphases = phases(network, coords).cos_().mul_(dx0[..., :C]).flatten(0, 1)
+        dphases = phases(coords, network.freq, network.phase).cos_().mul_(dx0[..., :C]).flatten(0, 1)
         self.freq.addmm_(dphases.mT, coords.flatten(0, 1))
         self.phase += dphases.sum(0)
         dread, align = dx0[..., C:].float(), network.align_corners

@@ -15,7 +15,6 @@ from torch.autograd import forward_ad
 from . import cpu, cpu_ops, ops
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
-from .cpu_encoding import embed_coords_cpu
 from .kernels.device import can_run_on
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
@@ -166,17 +165,17 @@ def fourier_encode(
     chosen = resolve_backend(backend, freq.device, freq.dtype)
     # Under autocast F c would be rounded to 8 bits before the sine, and every pixel's position with it.
     with without_autocast(coords):
-        if chosen == "triton":
-            if freq.shape[1] not in (2, 3):
+        if is_one_operator(chosen, freq.dtype):
+            if chosen == "triton" and freq.shape[1] not in (2, 3):
                 raise ValueError(f"freq: got {freq.shape[1]} coordinate dimensions, backend 'triton' takes 2 or 3")
             rows = coords.flatten(0, 1).float()
             read_at = None if table is None else at.flatten(0, 1).float()
-            out = ops.fourier(rows, freq, phase, read_at, table, align_corners, dtype or coords.dtype)
+            operator = ops.fourier if chosen == "triton" else cpu_ops.fourier
+            out = operator(rows, freq, phase, read_at, table, align_corners, dtype or coords.dtype)
             return out.unflatten(0, coords.shape[:2])
         encoded = ref.fourier_encode_ref(coords, freq, phase)
         if table is not None:
-            read = embed_coords_cpu if chosen == "cpu" else ref.embed_coords_ref
-            encoded = torch.cat([encoded, read(at, table, align_corners)], -1)
+            encoded = torch.cat([encoded, ref.embed_coords_ref(at, table, align_corners)], -1)
         return encoded if dtype is None else encoded.to(dtype)
 
 

@@ -286,23 +286,28 @@ def _(dread: Tensor, at: Tensor, table: Tensor, align_corners: bool) -> Tensor:
     return at.new_empty(at.shape)
 
 
-def _save_fourier(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def save_encoding(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    """Keep what goes into an operator that encodes."""
     *tensors, ctx.align_corners, ctx.dtype = inputs
     ctx.save_for_backward(*tensors)
 
 
+def encoding_through_reference(ctx: Any, dout: Tensor) -> tuple:
+    """Gradients of its arguments as differentiable expressions."""
+
+    def formula(coords: Tensor, freq: Tensor, phase: Tensor, at: Tensor | None, table: Tensor | None) -> Tensor:
+        waves = ref.fourier_encode_ref(coords, freq.float(), phase.float())
+        if table is None:
+            return waves.to(ctx.dtype)
+        return torch.cat([waves, ref.embed_coords_ref(at, table.float(), ctx.align_corners)], -1).to(ctx.dtype)
+
+    return *through_reference(formula, list(ctx.saved_tensors), dout), None, None
+
+
 def _differentiate_fourier(ctx: Any, dout: Tensor) -> tuple:
-    coords, freq, phase, at, table = ctx.saved_tensors
     if torch.is_grad_enabled():
-
-        def formula(coords: Tensor, freq: Tensor, phase: Tensor, at: Tensor | None, table: Tensor | None) -> Tensor:
-            waves = ref.fourier_encode_ref(coords, freq.float(), phase.float())
-            if table is None:
-                return waves.to(ctx.dtype)
-            return torch.cat([waves, ref.embed_coords_ref(at, table.float(), ctx.align_corners)], -1).to(ctx.dtype)
-
-        return *through_reference(formula, [coords, freq, phase, at, table], dout), None, None
-
+        return encoding_through_reference(ctx, dout)
+    coords, freq, phase, at, table = ctx.saved_tensors
     needs_coords, needs_freq, needs_phase, needs_at, needs_table = ctx.needs_input_grad[:5]
     dwaves, dread = dout[:, : freq.shape[0]], dout[:, freq.shape[0] :]
     dcoords = dfreq = dphase = dat = dtable = None
@@ -318,4 +323,4 @@ def _differentiate_fourier(ctx: Any, dout: Tensor) -> tuple:
     return dcoords, dfreq, dphase, dat, dtable, None, None
 
 
-fourier.register_autograd(_differentiate_fourier, setup_context=_save_fourier)
+fourier.register_autograd(_differentiate_fourier, setup_context=save_encoding)

@@ -1,4 +1,4 @@
-"""The layer's operator on a CPU against the float64 formulas: value, all gradients, second ones, dtypes, strides."""
+"""A CPU's operators against the float64 formulas: value, all gradients, second ones, dtypes, strides."""
 
 import pytest
 import torch
@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from cips_fast import cpu, cpu_ops, functional
+from cips_fast import cpu, cpu_ops, functional, grids
 
 from .accuracy import assert_as_accurate, value_and_gradients
 from .layers import check_layer, check_second_derivatives, layer_inputs, off_the_kink
 from .places import Place
+from .test_fourier import check_encoding, encoding_inputs
+from .test_fourier import check_second_derivatives as check_encoding_twice
 
 PLACES = {"fp32": Place("cpu", "cpu", torch.float32), "bf16": Place("cpu", "cpu", torch.bfloat16)}
 SHAPES = [(1, 1, 1, 1), (2, 65, 33, 3), (3, 7, 100, 64), (1, 129, 16, 48), (2, 1, 20, 5)]
@@ -160,3 +162,58 @@ def test_function_transforms_take_the_formulas(compiled):
     forward = lambda x: torch.func.jvp(lambda x: layer(x, weight, style), (x,), (x,))
     y, tangent = wrap(forward)(x)
     torch.testing.assert_close(tangent, y)  # without a bias the layer is homogeneous
+
+
+# The encoding of coordinates
+
+
+@pytest.fixture
+def rows_of_8(monkeypatch):
+    """Points that a thread encodes at a time."""
+    monkeypatch.setattr(cpu_ops, "ROWS", 8)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(("points", "channels"), [(1, 1), (4, 16), (17, 3), (45, 130)])
+def test_waves_and_table(rows_of_8, align_corners, points, channels):
+    *inputs, upstream = encoding_inputs(PLACES["fp32"], points=points, channels=channels)
+    check_encoding(inputs, upstream, ours="cpu", align_corners=align_corners)
+
+
+def test_waves_alone(rows_of_8):
+    coords, freq, phase, _, upstream = encoding_inputs(PLACES["fp32"], dims=1)
+    check_encoding([coords, freq, phase], upstream[..., :20], ours="cpu")
+
+
+def test_result_may_be_half():
+    *inputs, _ = encoding_inputs(PLACES["fp32"])
+    encode = lambda dtype, **options: functional.fourier_encode(*inputs, dtype=dtype, **options)
+    plain = encode(torch.bfloat16, backend="reference")
+    assert_as_accurate([encode(torch.bfloat16)], [plain], [encode(torch.float64, backend="reference")], torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_grid_takes_cells_as_they_are(dtype):
+    """As near as float32 comes to their centres; beside them every cell counts by its share."""
+    (H, W), rng = (37, 53), torch.Generator().manual_seed(0)
+    table, freq, phase = torch.randn(H, W, 4, generator=rng), torch.zeros(4, 2), torch.zeros(4)
+    grid = grids.plane(H, W).view(1, -1, 2)
+    read = functional.fourier_encode(grid, freq, phase, table, dtype=dtype)[0, :, 4:]
+    torch.testing.assert_close(read, table.view(-1, 4).to(dtype), rtol=0, atol=2e-5 if dtype == torch.float32 else 0)
+    aside = functional.fourier_encode(grid + 2e-3, freq, phase, table, dtype=dtype)
+    wanted = functional.fourier_encode(grid + 2e-3, freq, phase, table, dtype=dtype, backend="reference")
+    torch.testing.assert_close(aside, wanted)
+
+
+def test_second_derivatives_of_the_encoding():
+    check_encoding_twice(PLACES["fp32"], "cpu")
+
+
+@pytest.mark.parametrize("wanted", [(True, True, True, True), (False, True, False, True), (True, False, False, False)])
+def test_encoding_is_registered_as_pytorch_asks(wanted):
+    *inputs, upstream = encoding_inputs(PLACES["fp32"], batch=1, points=6, channels=3)
+    coords, freq, phase, table = (t.requires_grad_() for t in inputs)
+    opcheck(cpu_ops.fourier, (coords[0], freq, phase, coords[0], table, True, torch.float32))
+    opcheck(cpu_ops.fourier, (coords[0], freq, phase, None, None, True, torch.float16))
+    rows, freq, phase, table = (t.detach() for t in (coords[0], freq, phase, table))
+    opcheck(cpu_ops.fourier_bwd, (upstream[0], rows, freq, phase, rows, table, True, *wanted))
