@@ -136,7 +136,7 @@ class Contest:
         problem.check(found)
         del found
         solve = problem.solver(function, inputs, problem.upstream)
-        if compiled or seconds < 1 or DEVICE == "cuda":  # else a first call is as good as the next
+        if compiled or seconds < 0.1 or DEVICE == "cuda":  # else a first call is as good as the next
             seconds, _, peak = measured(solve)
         self.seen[contender] = Seen([seconds], peak)
         self.solvers[contender] = solve
@@ -147,9 +147,14 @@ class Contest:
 
     def take_turns(self) -> None:
         """One round of all that were checked, fast ones several times; `OURS` once less, for somebody else's clock."""
+        self._multiply()
         for contender, solve in self.solvers.items():
             for _ in range(self._calls(contender) - (contender == OURS)):
                 self.seen[contender].seconds.append(timed(solve)[0])
+        self._multiply()
+
+    def _multiply(self) -> None:
+        """Time the plain products."""
         for precision, calls in self.gemms.items():
             beside = [seen for one, seen in self.seen.items() if one.precision == precision]
             if beside:
