@@ -25,6 +25,7 @@ def steps(folder: Path) -> dict[str, list[str]]:
         "machine": [*python, "torch.utils.collect_env"],
         "tests": [*python, "pytest", "-rs"],
         "benchmarks": [*python, "pytest", *benchmarks],
+        "tables": [*python, "benchmarks.report", "--out", str(folder / "tables")],
         "report": [*python, "cips_fast.kernels.report"],
         "training": [*python, "train", "--res", "256", "--kimg", "2", "--out", str(folder / "train")],
     }
