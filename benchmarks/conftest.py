@@ -27,9 +27,9 @@ def longest_call(request):
 
 
 @pytest.fixture
-def run(request):
+def run(request, longest_call):
     """The figures of this run."""
-    return request.config.stash.setdefault(RUN, Run())
+    return request.config.stash.setdefault(RUN, Run(longest_call))
 
 
 @pytest.fixture

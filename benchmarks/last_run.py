@@ -19,7 +19,8 @@ PATH = Path(__file__).parent.parent / ".benchmarks" / "last_run.json"
 class Run:
     """Figures by group and contender, and single ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_call: float) -> None:
+        self.longest_call = longest_call  # seconds
         self.groups: dict[Group, dict[str, dict[str, Any]]] = {}
         self.left_out: dict[Group, dict[str, float]] = {}
         self.single: list[dict[str, Any]] = []
@@ -54,7 +55,7 @@ class Run:
             for name, seconds in self.left_out.get(group, {}).items():
                 yield f"    {name:15} left out, would take {seconds:.1f} s a call"
         for one in self.single:
-            yield ", ".join(f"{value}" if key == "what" else f"{key} {value:.4g}" for key, value in one.items())
+            yield ", ".join(f"{value}" if key == "what" else f"{key} {value:,.4g}" for key, value in one.items())
 
     def save(self, path: Path = PATH) -> Path:
         """Write everything as JSON."""
@@ -63,7 +64,12 @@ class Run:
             for group, figures in self.groups.items()
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine(), "groups": groups, "single": self.single}, indent=1))
+        path.write_text(
+            json.dumps(
+                {"machine": machine(), "longest call": self.longest_call, "groups": groups, "single": self.single},
+                indent=1,
+            )
+        )
         return path
 
 
@@ -79,7 +85,7 @@ def machine() -> dict[str, Any]:
         "kind": DEVICE,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "CUDA": torch.version.cuda if DEVICE == "cuda" else None,

@@ -19,7 +19,7 @@ def plot_all(run: dict[str, Any], stem: Path) -> None:
 
 def over_pixels(run: dict[str, Any], key: str, label: str, path: str, factor: float = 1.0) -> None:
     """A figure of one image's generator over its pixels, forward on the left, forward and backward on the right."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
@@ -35,6 +35,7 @@ def over_pixels(run: dict[str, Any], key: str, label: str, path: str, factor: fl
         for name, points in lines.items():
             panel.plot(*zip(*points, strict=True), **style(name), label=name) if points else None
         panel.set(xscale="log", yscale="log", xlabel="pixels of an image", title=f"generator, {direction}")
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         panel.grid(which="major", color="#e5e5e5")
         panel.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel(label)
@@ -82,7 +83,7 @@ def roofline(run: dict[str, Any], path: str) -> None:
     panel.plot([], [], "s", color="#333333", label="one layer")
     panel.plot([], [], "o", color="#333333", markerfacecolor="none", label="with its backward pass")
     panel.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations a byte", ylabel="GFLOP/s")
-    panel.set_title("rates, below the best that plain products and copies reached in the run")
+    panel.set_title("rates, beside the best medians that plain products and copies reached")
     panel.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

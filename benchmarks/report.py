@@ -38,7 +38,8 @@ def page(run: dict[str, Any], name: str) -> str:
     machine["copied bytes a second"] = f"{machine['copied bytes a second'] / 1e9:.0f} billion, read and written"
     lines = [f"# Measured on {machine.pop('device')}", ""]
     lines += [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
-    lines += ["Made by `pytest benchmarks/ --benchmark-only` and `python -m benchmarks.report`.", "", READING]
+    command = f"pytest benchmarks/ --benchmark-only --longest-call {run['longest call']:g}"
+    lines += [f"Made by `{command}` and `python -m benchmarks.report`.", "", READING]
     lines += [f"![{what}]({name}-{what}.png)" for what in ("time", "memory", "roofline")]
     ops = dict.fromkeys(group["op"] for group in run["groups"])
     for op in sorted(ops, key=list(TITLES).index):

@@ -68,7 +68,7 @@ def test_plain_products_are_those_of_a_layer():
 
 
 def test_what_would_take_long_is_foreseen():
-    run = Run()
+    run = Run(1.5)
     small, large = contest.Group("mod_fc", "forward", 64, 1), contest.Group("mod_fc", "forward", 128, 4)
     assert run.expected_seconds(small, contest.PUBLISHED) == 0
     run.add(small, {str(contest.PUBLISHED): {"seconds": 0.5}})
@@ -81,7 +81,7 @@ def test_time_that_grows_as_pixels_has_the_exponent_one():
 
 
 def test_a_run_becomes_a_page(tmp_path):
-    run = Run()
+    run = Run(1.5)
     for direction in contest.DIRECTIONS:
         for size in (64, 128):
             figures = {"flop": 2e6, "moved bytes": 1e4, "GFLOP/s": 0.5, "share of GEMM": 0.25, "peak bytes": 3 << 20}
