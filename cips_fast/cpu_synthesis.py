@@ -30,7 +30,8 @@ from .kernels.network import Network
 from .workers import spread
 
 INVERSE_SQRT_2 = math.sqrt(0.5)
-TILE, TRAINING = 2, 2
+TILE = 2  # second-level caches that a layer's input and output fill
+TRAINING = 2  # times as many pixels where gradients of weights are added up
 
 
 @dataclass(frozen=True)
