@@ -20,9 +20,9 @@ Result = TypeVar("Result")
 def spread(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[Result]:
     """Yield a function's results for all pieces, in their order, computed by as many threads as PyTorch is set to use.
 
-    Operations on a piece use one thread each, more where there are more threads than pieces. Threads of their own record
-    nothing for autograd and do not autocast; a single piece, or a single thread, works in the caller's context. An error
-    in one piece is raised here.
+    Operations on a piece use one thread each, more where there are more threads than pieces. Workers record nothing for
+    autograd and do not autocast; a single piece, or a single thread, is left to the caller and its context. An error in
+    one piece is raised here.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(pieces)) if _threads_can_differ() else 1
