@@ -5,7 +5,7 @@ import pytest
 from .contest import DEVICE, LINEUP, OURS, QUICK, Contest, convolutions_at_their_best
 from .last_run import Run
 
-LONGEST = {"cpu": 1.5, "cuda": 60.0}[DEVICE]
+LONGEST = {"cpu": 1.0, "cuda": 60.0}[DEVICE]
 TURNS = 0.1 if QUICK else 0.5  # seconds of turns a group, at least
 RUN = pytest.StashKey[Run]()
 
