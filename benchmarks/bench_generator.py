@@ -18,7 +18,7 @@ from cips_fast.synthesis import synthesis
 
 from .bench_fourier import eager_fourier_encode
 from .bench_mod_fc import eager_mod_fc
-from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PRECISIONS, QUICK, Group
+from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PLAIN, PRECISIONS, QUICK, Group
 from .gemm import layer_products
 from .problem import Problem
 
@@ -130,4 +130,7 @@ def _is_style(case, index):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_generator(race, case):
     how = {name: on_network(function, case) for name, function in FORMULATIONS.items()}
-    race(case.group, how, partial(problem, case), headline=case[:3] in HEADLINES)
+    always = PLAIN if case[:3] in HEADLINES else ()
+    if always and not case.group.backward:
+        always += ("compiled",)
+    race(case.group, how, partial(problem, case), always=always)

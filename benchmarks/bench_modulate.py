@@ -62,4 +62,4 @@ def problem(case, precision):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_modulate(race, case):
-    race(case.group, HOW, partial(problem, case), headline=case.batch == 4)
+    race(case.group, HOW, partial(problem, case))

@@ -55,8 +55,13 @@ class Call(NamedTuple):
 
 def _factors(rows: int, inner: int, cols: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
     """Laid out as for x Wᵀ, or where the sum is over pixels, the longest dimension, as for dyᵀ x."""
-    a = torch.randn(rows, inner, device=device).to(dtype)
-    b = torch.randn(cols, inner, device=device).to(dtype).mT
+    a, b = _numbers(rows, inner, dtype, device), _numbers(cols, inner, dtype, device).mT
     if inner > max(rows, cols):
         a, b = a.mT.contiguous().mT, b.contiguous()
     return a, b, torch.empty(rows, cols, dtype=dtype, device=device)
+
+
+def _numbers(rows: int, cols: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Normal ones; rows repeat, for what is drawn does not matter and drawing takes longer than multiplying."""
+    some = min(rows, 1024)
+    return torch.randn(some, cols, device=device).to(dtype).repeat(-(-rows // some), 1)[:rows]

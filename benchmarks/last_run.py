@@ -53,7 +53,7 @@ class Run:
             for name, one in figures.items():
                 yield f"    {name:15}" + "".join(f"{text:>15}" for text in _texts(one, published))
             for name, seconds in self.left_out.get(group, {}).items():
-                yield f"    {name:15} left out, would take {seconds:.1f} s a call"
+                yield f"    {name:15} left out, would take about {seconds:.1f} s"
         for one in self.single:
             yield ", ".join(f"{value}" if key == "what" else f"{key} {value:,.4g}" for key, value in one.items())
 
