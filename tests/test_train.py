@@ -19,7 +19,6 @@ from cips_fast.train.__main__ import main
 from cips_fast.train.config import OptionError, Options, parse, resolve
 from cips_fast.train.data import Patches
 from cips_fast.train.losses import ema_decay, gradient_penalty
-from cips_fast.train.preview import grid_image
 from cips_fast.train.run_folder import RunFolder
 from cips_fast.train.trainer import Trainer
 
@@ -231,14 +230,6 @@ def test_ema_half_life():
     assert ema_decay(8, 100_000, 1000, 0.05) ** (1000 / 8) == pytest.approx(0.5)
     assert ema_decay(8, 1000, 1000, 0.05) == pytest.approx(0.5 ** (8 / 50))
     assert ema_decay(8, 0, 1000, 0.05) == 0
-
-
-def test_grid_image_places_images_row_by_row():
-    images = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(6, 3, 2, 2)
-    grid = np.asarray(grid_image(images, 3))
-    assert grid.shape == (4, 6, 3)
-    assert grid[0, ::2, 0].tolist() == [0, 51, 102]
-    assert grid[2, ::2, 0].tolist() == [153, 204, 255]
 
 
 @pytest.mark.parametrize(

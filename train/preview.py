@@ -1,11 +1,11 @@
 """Preview grids: what the averaged generator draws from fixed latents."""
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from cips_fast import CIPSGenerator, grids
+from cips_fast.pictures import sheet, to_pixels
 
 SHAPE = (3, 5)
 MAX_SIDE = 256
@@ -35,17 +35,10 @@ class Previewer:
         coords = grids.plane(self.side, self.side, device=device)
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             images = [self._image(generator, z[None].to(device), coords) for z in self.z]
-        return grid_image(torch.stack(images), SHAPE[1])
+        return Image.fromarray(sheet([to_pixels(image) for image in images], SHAPE[1]))
 
     def _image(self, generator: CIPSGenerator, z: Tensor, coords: Tensor) -> Tensor:
         """One image [3, H, W], in bands of rows whose activations stay in a processor's cache."""
         w = generator.mapping(z)
         bands = [generator.synthesis(w, band[None])[0].float().cpu() for band in coords.split(BAND)]
         return torch.cat(bands, 1)
-
-
-def grid_image(images: Tensor, columns: int) -> Image.Image:
-    """Images [N, 3, H, W] in [-1, 1], row by row, as one picture."""
-    pixels = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    rows = [torch.cat(list(row), 2) for row in pixels.split(columns)]  # [3, H, columns·W]
-    return Image.fromarray(np.ascontiguousarray(torch.cat(rows, 1).permute(1, 2, 0).numpy()))

@@ -1,0 +1,39 @@
+"""python -m cips_fast COMMAND: see --help."""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from . import commands
+from .commands.common import CommandError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 2 for bad input, with one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m cips_fast", description="Render what a generator has learned.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in command_names():
+        module = importlib.import_module(f".commands.{name}", __package__)
+        formatter = argparse.RawDescriptionHelpFormatter
+        one = subparsers.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=formatter)
+        module.add_arguments(one)
+        one.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def command_names() -> list[str]:
+    """All commands, by name."""
+    return sorted(module.name for module in pkgutil.iter_modules(commands.__path__) if module.name != "common")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

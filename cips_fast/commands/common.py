@@ -1,0 +1,139 @@
+"""What all commands share: where the generator comes from, which latents, and what bad input is answered with."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import load, load_published
+from ..generator import ACTIVATIONS, CIPSGenerator
+
+PUBLISHED_ENDINGS = (".pt", ".pth", ".ckpt")
+
+
+class CommandError(ValueError):
+    """Something that the user can mend; shown as one line, and the command ends with status 2."""
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Arguments `source`, `--activation`, `--integer-coords` and `--device`, for `open_generator`."""
+    parser.add_argument(
+        "source", type=Path, help="a run folder, a checkpoint of ours (.safetensors) or a published one (.pt)"
+    )
+    parser.add_argument(
+        "--activation", choices=ACTIVATIONS, help="of a published checkpoint with sines, which no shape tells"
+    )
+    parser.add_argument(
+        "--integer-coords", action="store_true", help="a published checkpoint's grid is counted in pixels"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 … (%(default)s)"
+    )
+
+
+def add_seeds(parser: argparse.ArgumentParser, default: str = "0") -> None:
+    """Arguments `--seeds` and `--truncation`, for `style_latents`."""
+    parser.add_argument(
+        *("--seeds", "--seed"), type=parse_seeds, default=parse_seeds(default), metavar="N-M,K",
+        help=f"latents, one a seed: numbers and ranges (default: {default})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--truncation", type=float, default=1.0, help="0 for the mean image … 1 for all that was learned (%(default)s)"
+    )
+
+
+def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
+    """Argument `--out`."""
+    parser.add_argument("--out", type=Path, default=Path(default), help=f"{what} (default: {default})")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-3,7` as [0, 1, 2, 3, 7]."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise argparse.ArgumentTypeError(f"got {text!r}, must be numbers and ranges such as 0-3,7")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`640x480`, or `512` for a square, as (width, height)."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be WIDTHxHEIGHT, both at least 1, such as 640x480")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_numbers(count: int):
+    """A reader of so many numbers with commas between them."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != count or not all(abs(number) < float("inf") for number in numbers):
+            raise argparse.ArgumentTypeError(f"got {text!r}, must be {count} numbers with commas between them")
+        return numbers
+
+    return parse
+
+
+def open_generator(args: argparse.Namespace) -> CIPSGenerator:
+    """The generator that the arguments of `add_source` name, in eval mode, on its device.
+
+    Raises:
+        CommandError: there is none, it is damaged, or the device does not exist.
+    """
+    try:
+        path = _checkpoint_of(args.source)
+        if path.suffix in PUBLISHED_ENDINGS:
+            generator = load_published(path, activation=args.activation, integer_coords=args.integer_coords)
+        else:
+            generator = load(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise CommandError(f"source: {error}") from None
+    try:
+        return generator.requires_grad_(False).eval().to(args.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CommandError(f"--device: got {args.device!r}, which cannot be used here ({reason})") from None
+
+
+def _checkpoint_of(source: Path) -> Path:
+    """The newest checkpoint of a run folder; a file itself."""
+    if not source.is_dir():
+        return source
+    pointer = source / "checkpoints" / "latest"
+    if not pointer.is_file():
+        raise FileNotFoundError(f"got {str(source)!r}, a folder without checkpoints/latest: not a run's, or too young")
+    return pointer.parent / pointer.read_text().strip()
+
+
+@torch.no_grad()
+def style_latents(generator: CIPSGenerator, seeds: Sequence[int], truncation: float = 1.0) -> Tensor:
+    """w of the seeds' latents, each drawn for itself: [N, S], the same on every device up to rounding."""
+    z = [torch.randn(generator.style_features, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    w = generator.mapping(torch.stack(z).to(generator.mean_latent.device))
+    return generator.truncate(w, truncation)
+
+
+def check_writable(path: Path) -> None:
+    """Raise CommandError unless a file can be made there; folders on the way are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(path.name + ".partial")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CommandError(f"--out: got {str(path)!r}, which cannot be written ({error.strerror})") from None
+
+
+def say(record: dict) -> None:
+    """One line of JSON on standard output."""
+    print(json.dumps(record), flush=True)

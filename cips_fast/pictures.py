@@ -1,0 +1,62 @@
+"""Colours as 8-bit pictures, and pictures as files: PNG, JPEG, WebP or TIFF by the file's ending."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {"compression": "tiff_deflate"}}
+LONGEST = {"JPEG": 65500, "WEBP": 16383}  # a side, in pixels, that the format holds
+
+
+def to_pixels(rgb: Tensor) -> np.ndarray:
+    """Colours, nominally in [-1, 1], [3, H, W] -> uint8 [H, W, 3], rounded; what lies beyond is clipped."""
+    pixels = rgb.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
+    """Pictures of one size, row by row, as one, the rest of the last row black: uint8 [H, W, 3] each."""
+    missing = -len(pictures) % columns
+    pictures = [*pictures, *[np.zeros_like(pictures[0])] * missing]
+    rows = [np.concatenate(pictures[start : start + columns], 1) for start in range(0, len(pictures), columns)]
+    return np.concatenate(rows, 0)
+
+
+def format_of(path: str | Path) -> str:
+    """The format that the path's ending names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in FORMATS:
+        raise ValueError(f"out: got {str(path)!r}, must end in one of {', '.join(FORMATS)}")
+    return FORMATS[ending]
+
+
+def save(path: str | Path, pixels: np.ndarray) -> None:
+    """Write a picture uint8 [H, W, 3] whole or not at all.
+
+    Raises:
+        ValueError: an unknown ending, or a size that the format does not hold.
+        OSError: the file cannot be written.
+    """
+    path, kind = Path(path), format_of(path)
+    longest = LONGEST.get(kind)
+    if longest is not None and max(pixels.shape[:2]) > longest:
+        width, height = pixels.shape[1], pixels.shape[0]
+        raise ValueError(
+            f"out: got {width}x{height} for {path.name!r}, {kind} holds {longest} a side: use .tif or .png"
+        )
+    partial = path.with_name(path.name + ".partial")
+    try:
+        Image.fromarray(pixels).save(partial, format=kind, **OPTIONS.get(kind, {}))
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
