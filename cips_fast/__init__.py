@@ -7,9 +7,19 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
 
-from . import functional, grids
+from . import functional, grids, render
 from .checkpoint import load_published
 from .generator import CIPSGenerator
 from .modules import FourierEncoding, Mapping, ModFC, ToRGB
 
-__all__ = ["CIPSGenerator", "FourierEncoding", "Mapping", "ModFC", "ToRGB", "functional", "grids", "load_published"]
+__all__ = [
+    "CIPSGenerator",
+    "FourierEncoding",
+    "Mapping",
+    "ModFC",
+    "ToRGB",
+    "functional",
+    "grids",
+    "load_published",
+    "render",
+]

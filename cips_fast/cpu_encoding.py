@@ -51,8 +51,11 @@ def read_table(table: Tensor, at: Tensor, align_corners: bool, dtype: torch.dtyp
     """`reference.embed_coords_ref` for a result that is rounded to `dtype`: table [H, W, C], at [..., P, 2]."""
     cells, weights = ref.bilinear_cells_ref(at, *table.shape[:2], align_corners)
     rows, nearest = table.flatten(0, 1), weights.max(-1, keepdim=True)
-    if (nearest.values >= 1 - torch.finfo(dtype).eps / 32).all():  # a native grid: the others are lost in rounding
+    on_cell = nearest.values >= 1 - torch.finfo(dtype).eps / 32  # the others are lost in rounding
+    if on_cell.all():  # a native grid
         return rows.index_select(0, cells.gather(-1, nearest.indices).flatten()).view(*at.shape[:-1], -1)
+    # Here too, for a point's value must not depend on the points that are read beside it.
+    weights = torch.where(on_cell, torch.zeros_like(weights).scatter_(-1, nearest.indices, 1), weights)
     if rows.dtype == weights.dtype:
         return _weighted_rows(rows, cells, weights)
     # A table of fewer bits: the sum has all of those of the coordinates.

@@ -27,7 +27,7 @@ from .cpu import Layer, apply_layer, images_at_once, modulated, modulated_bwd, p
 from .cpu_encoding import add_to_table, encode, phases, places_bwd
 from .kernels.launch import cpu_capabilities
 from .kernels.network import Network
-from .workers import spread
+from .workers import LEAST, slices, spread
 
 INVERSE_SQRT_2 = math.sqrt(0.5)
 TILE = 2  # second-level caches that a layer's input and output fill
@@ -99,6 +99,8 @@ def _gains(network: Network) -> list[float]:
 
 def render(network: Network, coords: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
     """Colours, float32 [B, P, 3], keeping nothing: memory for one tile a thread, whatever P.
+
+    In float32 a pixel of a single image is the same to the bit beside any others, if they are `workers.LEAST` or more.
 
     Args:
         network: its parameters.
@@ -317,24 +319,20 @@ def groups(network: Network, pixels: int) -> list[slice]:
 def tiles(network: Network, pixels: int, dtype: torch.dtype) -> list[slice]:
     """Pixels that a thread takes at a time: as few as its cache asks for, and at least some for every thread."""
     fair = -(-pixels // torch.get_num_threads())
-    return _slices(pixels, min(_tile(network, pixels, dtype), max(fair, 256)))
+    return slices(pixels, min(_tile(network, pixels, dtype), max(fair, 256)))
 
 
 def training_tiles(network: Network, pixels: int, dtype: torch.dtype, pixel_chunk: int = 0) -> list[slice]:
     """Pixels at a time, at most `pixel_chunk` if > 0, and else more, for each adds to the gradients of weights."""
     step = TRAINING * _tile(network, pixels, dtype)
-    return _slices(pixels, min(step, pixel_chunk) if pixel_chunk else step)
+    return slices(pixels, min(step, pixel_chunk) if pixel_chunk else step)
 
 
 def _tile(network: Network, pixels: int, dtype: torch.dtype) -> int:
     """A layer's input and output are twice a core's cache: the weights, laid out anew for every call, want many."""
     cache = TILE * cpu_capabilities().get("l2_cache_size", 1 << 20)
-    images = groups(network, pixels)[0].stop
-    return max(64, cache // (2 * images * max(network.widths) * dtype.itemsize) // 64 * 64)
-
-
-def _slices(pixels: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, pixels)) for start in range(0, pixels, step)]
+    images = max((some.stop - some.start for some in groups(network, pixels)), default=1)
+    return max(2 * LEAST, cache // (2 * images * max(network.widths) * dtype.itemsize) // 64 * 64)
 
 
 def saved_like(network: Network, coords: Tensor, dtype: torch.dtype, pixel_chunk: int) -> list[Tensor]:

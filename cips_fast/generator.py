@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import functional, grids
 from .autocast import without_autocast
 from .kernels.network import Network
-from .modules import FourierEncoding, Mapping, ModFC, ToRGB, affine_styles
+from .modules import GEOMETRIES, FourierEncoding, Mapping, ModFC, ToRGB, affine_styles
 from .synthesis import synthesis
 
 VARIANTS = ("skip", "res")
@@ -36,8 +36,9 @@ class CIPSGenerator(nn.Module):
         width: channels of every layer; `published`, the released checkpoints' narrowing widths; or one number a block.
         style_features: S, of z and of w.
         activation: `lrelu`, `sin` or `sinrelu`.
-        geometry: `plane`.
-        embedding_size: cells a side of the coordinate embedding; `size` unless given.
+        geometry: `plane`, or `cylinder`: panoramas, whose x goes round once from -1 to 1; see `FourierEncoding`. Their
+            native grid and their embedding are twice as wide as high.
+        embedding_size: rows of the coordinate embedding; `size` unless given.
         encoding_features: C of the encoding; the first block's width unless given.
         mapping_layers: depth of the mapping network.
         max_frequency, embedding_std: initial ranges of the encoding, see `FourierEncoding`.
@@ -77,7 +78,9 @@ class CIPSGenerator(nn.Module):
             raise ValueError(f"size: got {size}, must be a power of two of at least 4")
         functional.check_choice("variant", variant, VARIANTS)
         functional.check_choice("activation", activation, ACTIVATIONS)
-        functional.check_choice("geometry", geometry, ("plane",))
+        functional.check_choice("geometry", geometry, GEOMETRIES)
+        if geometry == "cylinder" and integer_coords:
+            raise ValueError("integer_coords: got True, must be False on a cylinder")
         widths = _block_widths(width, variant, blocks=size.bit_length() - 2)
         features = widths[0] if encoding_features is None else encoding_features
         cells = size if embedding_size is None else embedding_size
@@ -109,6 +112,7 @@ class CIPSGenerator(nn.Module):
         self.size = size
         self.variant = variant
         self.style_features = style_features
+        self.geometry = geometry
         self.integer_coords = integer_coords
         self.activation = activation
         self.noise = noise
@@ -122,6 +126,7 @@ class CIPSGenerator(nn.Module):
             align_corners=align_corners,
             max_frequency=max_frequency,
             embedding_std=embedding_std,
+            geometry=geometry,
             backend=backend,
         )
         inputs = [2 * features, widths[0], *(w for w in widths for _ in range(2))][: 2 * len(widths) + 1]
@@ -146,8 +151,10 @@ class CIPSGenerator(nn.Module):
         return len(self.layers)
 
     def native_grid(self) -> Tensor:
-        """Coordinates of the native resolution, [size, size, 2]."""
+        """Coordinates of the native resolution, [size, size, 2], or [size, 2·size, 2] on a cylinder."""
         device = self.mean_latent.device
+        if self.geometry == "cylinder":
+            return grids.cylinder(self.size, 2 * self.size, device=device)
         grid = grids.integer if self.integer_coords else grids.plane
         return grid(self.size, self.size, device=device)
 
@@ -160,7 +167,7 @@ class CIPSGenerator(nn.Module):
             truncation: 1 for the full distribution, 0 for the mean image; see `truncate`.
 
         Returns:
-            Colours, nominally in [-1, 1], as `synthesis` gives them; [B, 3, size, size] on the native grid.
+            Colours, nominally in [-1, 1], as `synthesis` gives them; [B, 3, size, size] on the native grid of a plane.
         """
         w = self.truncate(self.mapping(z), truncation)
         return self.synthesis(w, self.native_grid()[None] if coords is None else coords)
@@ -192,7 +199,7 @@ class CIPSGenerator(nn.Module):
         late = torch.arange(self.num_layers, device=w.device)[:, None] >= crossover  # [L, 1]
         return torch.where(late, w_late[:, None], w[:, None])
 
-    def synthesis(self, w: Tensor, coords: Tensor) -> Tensor:
+    def synthesis(self, w: Tensor, coords: Tensor, mix: Tensor | None = None) -> Tensor:
         """Colours at coordinates.
 
         Args:
@@ -200,6 +207,9 @@ class CIPSGenerator(nn.Module):
             coords: x first. Lists [P, 2] or [B, P, 2] give [B, P, 3]; grids [H, W, 2] or [B|1, H, W, 2] give
                 [B, 3, H, W]. Three dimensions are read as a list for each latent if the first is B, else as a grid: put
                 a 1 before a grid whose height may be B.
+            mix: α, where styles differ from pixel to pixel: w are then J anchors, and a pixel's style is that of the
+                latent Σ_j α_j w_j, α summing to 1; see `cips_fast.mixing`. [P, J] or [B, P, J] for a list [P, 2];
+                [H, W, J] or [B, H, W, J] for coords of three or four dimensions, which are then a grid.
 
         Returns:
             Colours, nominally in [-1, 1]: [B, P, 3] or [B, 3, H, W].
@@ -208,12 +218,16 @@ class CIPSGenerator(nn.Module):
             ValueError: a shape that is none of these.
         """
         network = self.network(w)
-        points, grid = _as_points(coords, network.batch)
-        points = points.to(self.encoding.freq.dtype)
+        if mix is None:
+            points, grid = _as_points(coords, network.batch)
+        else:
+            points, mix, grid = _as_mixed_points(coords, mix, network.batch)
+        points, at = self.encoding.points(points)
         rgb = synthesis(
             network,
             points,
-            self._cell_centres().expand(len(points), -1, -1) if self._reads_cells(grid) else None,
+            self._cell_centres().expand(len(points), -1, -1) if self._reads_cells(grid) else at,
+            mix=mix,
             activation=self.activation,
             noise_strength=self.noise_strength if self.noise else None,
             pixel_chunk=self.pixel_chunk,
@@ -240,7 +254,7 @@ class CIPSGenerator(nn.Module):
         return Network(
             self.encoding.freq,
             self.encoding.phase,
-            self.encoding.embedding,
+            self.encoding.table(),
             [layer.weight for layer in self.layers],
             [layer.bias for layer in self.layers],
             styles[: self.num_layers],
@@ -310,3 +324,17 @@ def _as_points(coords: Tensor, batch: int) -> tuple[Tensor, tuple[int, int] | No
     if coords.dim() == 4 and shape[0] in (1, batch):
         return coords.flatten(1, 2), (shape[1], shape[2])
     raise ValueError(f"coords: got shape {shape}, must be [P, D], [{batch}, P, D], [H, W, D] or [{batch}|1, H, W, D]")
+
+
+def _as_mixed_points(coords: Tensor, mix: Tensor, anchors: int) -> tuple[Tensor, Tensor, tuple[int, int] | None]:
+    """Coordinates as a list [B|1, P, D], weights of anchors [B, P, J], and the grid's (H, W) if they are one."""
+    if coords.dim() not in (2, 3, 4):
+        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [P, D], [H, W, D] or [B|1, H, W, D]")
+    shape = tuple(coords.shape[:1] if coords.dim() == 2 else coords.shape[-3:-1])  # (P,) or (H, W)
+    images = mix.shape[: -1 - len(shape)]
+    if mix.dim() <= len(shape) or mix.shape[len(images) :] != (*shape, anchors) or len(images) > 1:
+        wanted = [*shape, anchors]
+        raise ValueError(f"mix: got shape {list(mix.shape)}, must be {wanted}, or such weights for each of B images")
+    points, mix = coords.reshape(-1, math.prod(shape), coords.shape[-1]), mix.reshape(-1, math.prod(shape), anchors)
+    mix = mix.expand(len(points), -1, -1) if len(mix) == 1 else mix
+    return points, mix, shape if len(shape) == 2 else None

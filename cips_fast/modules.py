@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import functional, grids
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
+
+GEOMETRIES = ("plane", "cylinder")
 
 
 class EqualLinear(nn.Module):
@@ -168,15 +170,23 @@ class ToRGB(nn.Module):
 class FourierEncoding(nn.Module):
     """x₀ = [sin(F c + φ); E(c)]: learned Fourier features beside a learned coordinate embedding.
 
+    On a cylinder of radius 1, with x in [-1, 1) once around it, c = (cos πx, sin πx, y), and E wraps: beside its last
+    column lies its first.
+
     Args:
         features: C, of each of the two halves.
-        cells: side of the embedding; it is stored [cells, cells, C], a cell's features side by side.
+        cells: rows of the embedding; it is stored [H, W, C], a cell's features side by side, W = H on the plane and 2H
+            on a cylinder.
         align_corners: whether coordinates -1 and 1 are the centres of the outermost cells (new models) or their outer
             edges (published checkpoints, and then only outside of training at the native size).
         max_frequency: F is drawn uniformly from ± this, in radians per unit of coordinate. The published code draws
             from ±√(9/D) = ±2.12.
         embedding_std: E is drawn N(0, std²). The published code draws N(0, 1).
+        geometry: `plane` or `cylinder`.
         backend: see `cips_fast.functional`.
+
+    Raises:
+        ValueError: an unknown geometry, or a cylinder without `align_corners`.
     """
 
     def __init__(
@@ -187,23 +197,41 @@ class FourierEncoding(nn.Module):
         align_corners: bool = True,
         max_frequency: float = 4.5**0.5,
         embedding_std: float = 1.0,
+        geometry: str = "plane",
         backend: str = "auto",
     ):
         super().__init__()
-        self.freq = nn.Parameter(torch.empty(features, 2).uniform_(-max_frequency, max_frequency))  # [C, D]
+        functional.check_choice("geometry", geometry, GEOMETRIES)
+        self.wraps = geometry == "cylinder"
+        if self.wraps and not align_corners:
+            raise ValueError("align_corners: got False, must be True on a cylinder, where columns have no outer edge")
+        dims, columns = (3, 2 * cells) if self.wraps else (2, cells)
+        self.freq = nn.Parameter(torch.empty(features, dims).uniform_(-max_frequency, max_frequency))  # [C, D]
         self.phase = nn.Parameter(torch.empty(features).uniform_(-(0.5**0.5), 0.5**0.5))  # [C]
-        self.embedding = nn.Parameter(torch.randn(cells, cells, features) * embedding_std)  # [H, W, C]
+        self.embedding = nn.Parameter(torch.randn(cells, columns, features) * embedding_std)  # [H, W, C]
         self.align_corners = align_corners
         self.backend = backend
 
+    def points(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """What F is multiplied by, and where the table is read: coordinates [..., 2] -> [..., D] and [..., 2]."""
+        coords = coords.to(self.freq.dtype)
+        if not self.wraps:
+            return coords, coords
+        return grids.on_cylinder(coords), torch.cat([grids.around(coords[..., :1]), coords[..., 1:]], -1)
+
+    def table(self) -> Tensor:
+        """What is read between [-1, 1]: the embedding, and on a cylinder its first column after its last, [H, W, C]."""
+        return torch.cat([self.embedding, self.embedding[:, :1]], 1) if self.wraps else self.embedding
+
     def forward(self, coords: Tensor) -> Tensor:
         """Coordinates [B|1, P, 2] -> features [B|1, P, 2C]."""
-        coords = coords.to(self.freq.dtype)
+        coords, at = self.points(coords)
         return functional.fourier_encode(
             coords,
             self.freq,
             self.phase,
-            self.embedding,
+            self.table(),
+            table_coords=None if at is coords else at,
             align_corners=self.align_corners,
             dtype=autocast_dtype(coords),
             backend=self.backend,

@@ -6,7 +6,7 @@ bfloat16. Everything else goes layer by layer through the public operations: the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,10 @@ from . import functional, network_ops
 from . import reference as ref
 from .autocast import autocast_dtype
 from .kernels.network import Network
+from .mixing import mixed_fc
+from .workers import slices
+
+MIXED = 1 << 14  # pixels that go through all layers at once where every one has a style of its own
 
 
 def synthesis(
@@ -24,6 +28,7 @@ def synthesis(
     coords: Tensor,
     at: Tensor | None = None,
     *,
+    mix: Tensor | None = None,
     activation: str = "lrelu",
     noise_strength: Tensor | None = None,
     pixel_chunk: int | None = None,
@@ -38,6 +43,9 @@ def synthesis(
         network: its parameters; see `Network`.
         coords: of its parameters' dtype [B|1, P, D]. What the batch shares is encoded once.
         at: where the table is read, x, y in [-1, 1] [B|1, P, 2]; the coordinates themselves unless given.
+        mix: α, for styles that differ from pixel to pixel: the network's batch are then J anchors, and a pixel has the
+            styles Σ_j α_j s_j, demodulated exactly, which are the latent Σ_j α_j w_j's if α sums to 1. See `mixing`.
+            [B, P, J].
         activation: `lrelu`, `sin` or `sinrelu`, see `functional.mod_fc`.
         noise_strength: factors of normal noise that each layer adds to its pixels before the bias [L].
         pixel_chunk: N, at least 1. The backward pass computes the activations of at most N pixels of every image anew,
@@ -47,7 +55,7 @@ def synthesis(
         inference: how `triton` renders where no gradient is wanted, `stack`, `layered` or `auto`: see `planner.render`.
 
     Returns:
-        [B, P, 3], float32, or float64 where the parameters are.
+        [B, P, 3], B the network's or that of `mix`; float32, or float64 where the parameters are.
 
     Raises:
         ValueError: an argument that is none of the above; TypeError: a dtype that the backend does not take.
@@ -56,12 +64,16 @@ def synthesis(
         raise ValueError(f"pixel_chunk: got {pixel_chunk}, must be at least 1, or None to keep all activations")
     functional.check_choice("inference", inference, ("auto", "stack", "layered"))
     at = coords if at is None else at
-    _check_points(network, coords, at)
+    if mix is not None:
+        _check_mix(network, coords, mix, noise_strength)
+    _check_points(network.batch if mix is None else len(mix), network.freq.shape[1], coords, at)
     tensors = network.tensors()
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (coords, at, *tensors))
+    differentiated = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (coords, at, *tensors, *([] if mix is None else [mix]))
+    )
     dtype = autocast_dtype(coords) or coords.dtype
     chosen = functional.resolve_backend(backend, coords.device, dtype)
-    if activation == "lrelu" and noise_strength is None and functional.is_one_operator(chosen, dtype):
+    if activation == "lrelu" and noise_strength is None and mix is None and functional.is_one_operator(chosen, dtype):
         if chosen == "triton" and coords.shape[-1] not in (2, 3):
             raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
         form = (len(network.weights), network.residual, network.align_corners)
@@ -70,35 +82,56 @@ def synthesis(
             return network_ops.render(*arguments, inference)
         return network_ops.synthesis(*arguments, pixel_chunk or 0)[0]
 
-    def colours(coords: Tensor, at: Tensor) -> Tensor:
-        return _layer_by_layer(network, coords, at, activation, noise_strength, chosen)
+    def colours(coords: Tensor, at: Tensor, mix: Tensor | None = None) -> Tensor:
+        return _layer_by_layer(network, coords, at, mix, activation, noise_strength, chosen)
 
-    return _in_chunks(colours, coords, at, pixel_chunk, random=noise_strength is not None)
+    points = (coords, at) if mix is None else (coords, at, mix.to(coords.dtype))
+    if mix is not None and not differentiated:
+        return _without_memory(colours, points)
+    return _in_chunks(colours, points, pixel_chunk, random=noise_strength is not None)
 
 
-def _check_points(network: Network, coords: Tensor, at: Tensor) -> None:
-    batch, dims = network.batch, network.freq.shape[1]
+def _check_points(batch: int, dims: int, coords: Tensor, at: Tensor) -> None:
     if coords.dim() != 3 or coords.shape[0] not in (1, batch) or coords.shape[2] != dims:
         raise ValueError(f"coords: got shape {list(coords.shape)}, must be [{batch}|1, P, {dims}]")
     if at.shape != (*coords.shape[:2], 2):
         raise ValueError(f"at: got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]}, where the table is read")
 
 
+def _check_mix(network: Network, coords: Tensor, mix: Tensor, noise_strength: Tensor | None) -> None:
+    if noise_strength is not None:
+        raise ValueError("mix: got weights of anchors for a network with noise, which takes one style an image")
+    if mix.dim() != 3 or mix.shape[1:] != (*coords.shape[1:2], network.batch):
+        raise ValueError(f"mix: got shape {list(mix.shape)}, must be [B, {coords.shape[1]}, {network.batch}]")
+
+
 def _in_chunks(
-    colours: Callable[[Tensor, Tensor], Tensor], coords: Tensor, at: Tensor, pixel_chunk: int | None, random: bool
+    colours: Callable[..., Tensor], points: Sequence[Tensor], pixel_chunk: int | None, random: bool
 ) -> Tensor:
     """Colours of all pixels; in chunks, of which the backward pass holds one at a time."""
     if pixel_chunk is None:
-        return colours(coords, at)
+        return colours(*points)
     parts = [
         checkpoint(colours, *part, use_reentrant=False, preserve_rng_state=random)  # without gradients, a mere call
-        for part in zip(coords.split(pixel_chunk, 1), at.split(pixel_chunk, 1), strict=True)
+        for part in zip(*(each.split(pixel_chunk, 1) for each in points), strict=True)
     ]
     return torch.cat(parts, 1)
 
 
+def _without_memory(colours: Callable[..., Tensor], points: Sequence[Tensor]) -> Tensor:
+    """Colours of all pixels, a chunk after another, where nothing is kept for a backward pass."""
+    pieces = slices(points[0].shape[1], MIXED)
+    return torch.cat([colours(*(each[:, piece] for each in points)) for piece in pieces], 1)
+
+
 def _layer_by_layer(
-    network: Network, coords: Tensor, at: Tensor, activation: str, noise_strength: Tensor | None, backend: str
+    network: Network,
+    coords: Tensor,
+    at: Tensor,
+    mix: Tensor | None,
+    activation: str,
+    noise_strength: Tensor | None,
+    backend: str,
 ) -> Tensor:
     encoding = (network.freq, network.phase, network.table)
     dtype = autocast_dtype(coords)
@@ -110,7 +143,9 @@ def _layer_by_layer(
     rgb, before = 0, x
     for place, layer in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
         before = x if place % 2 else before
-        if noise_strength is None:
+        if mix is not None:
+            x = mixed_fc(x, *layer, mix, activation=activation)
+        elif noise_strength is None:
             x = functional.mod_fc(x, *layer, activation=activation, backend=backend)
         else:
             x = _noisy_layer(x, layer, activation, noise_strength[place], backend)
@@ -118,7 +153,11 @@ def _layer_by_layer(
             around = before if before.shape[-1] == x.shape[-1] else F.linear(before, next(shortcuts))
             x = (x + around) / math.sqrt(2)
         if place in network.tapped:
-            tap = functional.mod_fc(x, *next(taps), demodulate=False, activation="linear", backend=backend)
+            linear = {"demodulate": False, "activation": "linear"}
+            if mix is not None:
+                tap = mixed_fc(x, *next(taps), mix, **linear)
+            else:
+                tap = functional.mod_fc(x, *next(taps), **linear, backend=backend)
             rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))
     return rgb
 

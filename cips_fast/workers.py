@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+LEAST = 64  # pixels; from 16 on, a row of a float32 product was seen to be the same beside any number of others
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -52,3 +53,14 @@ def spread(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iter
 def _threads_can_differ() -> bool:
     """Whether PyTorch counts threads for each of its callers."""
     return "parallel backend: OpenMP" in torch.__config__.parallel_info()
+
+
+def slices(count: int, step: int) -> list[slice]:
+    """`count` pixels in pieces of at most `step`; none is below `LEAST` if there are so many and step is twice that.
+
+    Of few pixels a product may sum in another order: then their last bits would depend on where an image is cut.
+    """
+    ends = [*range(step, count, step), count] if count else []
+    if len(ends) > 1 and count - ends[-2] < LEAST <= step // 2:
+        ends[-2] = count - LEAST
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from cips_fast.workers import spread
+from cips_fast.workers import slices, spread
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +72,13 @@ def test_an_error_is_raised_and_ends_the_work():
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "step"), [(0, 128), (1, 128), (128, 128), (129, 128), (500, 128), (1000, 300), (7, 3)]
+)
+def test_slices_cover_all_and_are_neither_too_long_nor_too_short(count, step):
+    lengths = [piece.stop - piece.start for piece in slices(count, step)]
+    assert [index for piece in slices(count, step) for index in range(piece.start, piece.stop)] == list(range(count))
+    assert all(length <= step for length in lengths)
+    assert step < 128 or count < 64 or min(lengths) >= 64

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from ..checkpoint import load, load_published
 from ..generator import ACTIVATIONS, CIPSGenerator
+from ..grids import WHOLE
+from ..render import Renderer, with_bicubic_embedding
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PUBLISHED_ENDINGS = (".pt", ".pth", ".ckpt")
 
 
@@ -43,6 +46,42 @@ def add_seeds(parser: argparse.ArgumentParser, default: str = "0") -> None:
     parser.add_argument(
         "--truncation", type=float, default=1.0, help="0 for the mean image … 1 for all that was learned (%(default)s)"
     )
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    """Arguments `--size`, `--region`, `--embedding` and `--precision`, for `renderers_of`."""
+    parser.add_argument("--size", type=parse_size, metavar="WxH", help="pixels (default: the generator's own)")
+    parser.add_argument(
+        *("--region",), type=parse_numbers(4), default=WHOLE, metavar="X0,Y0,X1,Y1",
+        help="what is shown; -1,-1,1,1 is what was trained. Write --region=… where it begins with a minus",
+    )  # fmt: skip
+    parser.add_argument(
+        *("--embedding",), choices=("bilinear", "bicubic"), default="bilinear",
+        help="how the embedding is read between its cells; bilinear as in training (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        *("--precision",), choices=tuple(PRECISIONS), default="fp32",
+        help="of the layers: fp32 is exact, bf16 and fp16 may be faster (%(default)s)",
+    )  # fmt: skip
+
+
+def renderers_of(args: argparse.Namespace, generator: CIPSGenerator, latents: Iterable[Tensor]) -> list[Renderer]:
+    """What the arguments of `add_view` ask for, of latents [S] or [num_layers, S]."""
+    width, height = args.size or native_size(generator)
+    if args.embedding == "bicubic":
+        cells = generator.encoding.embedding.shape[0]
+        generator = with_bicubic_embedding(generator, -(-height // cells))
+    try:
+        dtype = PRECISIONS[args.precision]
+        return [Renderer(generator, w, height, width, args.region, dtype=dtype) for w in latents]
+    except ValueError as error:
+        raise CommandError(f"--{error}") from None
+
+
+def native_size(generator: CIPSGenerator) -> tuple[int, int]:
+    """(width, height)."""
+    height, width, _ = generator.native_grid().shape
+    return width, height
 
 
 def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:

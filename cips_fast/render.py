@@ -1,0 +1,156 @@
+"""Images of any size from one generator, a piece at a time, in memory that does not grow with the image.
+
+Every pixel is computed on its own, so that a rectangle or a handful of pixels costs what it is, and in float32 on one
+backend it is bit for bit what the whole image has there.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import grids
+from .generator import CIPSGenerator
+from .grids import WHOLE, Region
+from .workers import LEAST
+
+CHUNK = 1 << 16  # pixels a call
+TABLE_BYTES = 1 << 28  # that a resampled embedding may take
+
+
+class Renderer:
+    """One image, any pixels of it when they are asked for.
+
+    Args:
+        generator: in eval mode.
+        w: style latent, [S], or one a layer [num_layers, S].
+        height, width: of the whole image, in pixels.
+        region: (x0, y0, x1, y1), what the image shows; [-1, 1]² was trained. Beyond that a warning is given: the
+            Fourier features go on, of the embedding there is but the border. On a cylinder x goes round.
+        dtype: of the layers: float32, or bfloat16 or float16 under autocast.
+
+    Raises:
+        ValueError: a size below 1, a latent of another shape, a region without extent.
+    """
+
+    def __init__(
+        self,
+        generator: CIPSGenerator,
+        w: Tensor,
+        height: int,
+        width: int,
+        region: Region = WHOLE,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ):
+        layers, features = generator.num_layers, generator.style_features
+        if tuple(w.shape) not in ((features,), (layers, features)):
+            raise ValueError(f"w: got shape {list(w.shape)}, must be [{features}] or [{layers}, {features}]")
+        check_region(region, generator.geometry)
+        self.generator, self.w, self.dtype = generator, w[None], dtype
+        self.height, self.width = height, width
+        self.x, self.y = grids.axes(height, width, region, geometry=generator.geometry)
+        if generator.integer_coords:  # counted in pixels of the native grid
+            self.x, self.y = ((axis + 1) / 2 * (generator.size - 1) for axis in (self.x, self.y))
+
+    def pixels(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Colours of single pixels: whole numbers [N] and [N], any of them -> float32 [N, 3]."""
+        parts = zip(rows.cpu().split(CHUNK), columns.cpu().split(CHUNK), strict=True)
+        colours = [self._colours(self.x[column], self.y[row]) for row, column in parts]
+        return torch.cat(colours) if colours else torch.empty(0, 3)
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """A rectangle, float32 [3, h, w], on the generator's device."""
+        rows, columns = range(self.height)[rows], range(self.width)[columns]
+        x, y = self.x[list(columns)], self.y[list(rows)]
+        return torch.cat([self._band(x, part) for part in y.split(max(1, CHUNK // max(1, len(x))))], 1)
+
+    def image(self) -> Tensor:
+        """All of it, float32 [3, height, width]."""
+        return self.tile(slice(None), slice(None))
+
+    def _band(self, x: Tensor, y: Tensor) -> Tensor:
+        down, across = torch.meshgrid(y, x, indexing="ij")
+        return self._colours(across.flatten(), down.flatten()).T.unflatten(1, (len(y), len(x)))
+
+    @torch.no_grad()
+    def _colours(self, x: Tensor, y: Tensor) -> Tensor:
+        """float64 [N] and [N] on the CPU -> float32 [N, 3]."""
+        device, count = self.w.device, len(x)
+        coords = torch.stack([x, y], -1).float()
+        if count < LEAST:
+            coords = torch.cat([coords, coords[-1:].expand(LEAST - count, -1)])
+        with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.generator.synthesis(self.w, coords[None].to(device))[0, :count].float()
+
+
+def image(
+    generator: CIPSGenerator,
+    w: Tensor,
+    height: int,
+    width: int,
+    region: Region = WHOLE,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """An image of any size, float32 [3, height, width]; arguments as of `Renderer`."""
+    return Renderer(generator, w, height, width, region, dtype=dtype).image()
+
+
+def tiles(height: int, width: int, tile: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the squares that cover an image, row by row, those at the right and the bottom cut."""
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            yield slice(top, min(top + tile, height)), slice(left, min(left + tile, width))
+
+
+def check_region(region: Region, geometry: str) -> None:
+    """Warn of a region that goes beyond what was trained.
+
+    Raises:
+        ValueError: the region has no extent, or is not finite.
+    """
+    x0, y0, x1, y1 = region
+    if not all(abs(edge) < float("inf") for edge in region) or x0 == x1 or y0 == y1:
+        raise ValueError(f"region: got {region}, must be x0,y0,x1,y1 with x0 ≠ x1 and y0 ≠ y1")
+    beyond = max(abs(y0), abs(y1)) > 1 or (geometry == "plane" and max(abs(x0), abs(x1)) > 1)
+    if beyond:
+        warnings.warn(
+            f"region: {region} goes beyond the trained [-1, 1]²: what lies there was never seen", stacklevel=3
+        )
+
+
+@torch.no_grad()
+def with_bicubic_embedding(generator: CIPSGenerator, finer: int) -> CIPSGenerator:
+    """A copy for rendering, with its embedding resampled bicubically to `finer` times as many cells a side.
+
+    Read bilinearly, as embeddings are, the finer one shows no creases between the coarse one's cells. Where it would
+    take more than 256 MiB it is less fine.
+
+    Raises:
+        ValueError: `finer` is below 1.
+    """
+    if finer < 1:
+        raise ValueError(f"finer: got {finer}, must be at least 1")
+    resampled = copy.deepcopy(generator)
+    encoding, table = resampled.encoding, resampled.encoding.embedding
+    finer = max(1, min(finer, int((TABLE_BYTES / table.nbytes) ** 0.5)))
+    rows, columns = table.shape[:2]
+    cells = table.permute(2, 0, 1)[None]
+    if encoding.wraps:
+        cells = F.pad(cells, (2, 3, 0, 0), mode="circular")  # as far as a cubic reaches
+        cells = _bicubic(cells, ((rows - 1) * finer + 1, (columns + 4) * finer + 1), True)
+        cells = cells[..., 2 * finer : (2 + columns) * finer]
+    elif encoding.align_corners:
+        cells = _bicubic(cells, ((rows - 1) * finer + 1, (columns - 1) * finer + 1), True)
+    else:
+        cells = _bicubic(cells, (rows * finer, columns * finer), False)
+    encoding.embedding = torch.nn.Parameter(cells[0].permute(1, 2, 0).contiguous(), requires_grad=False)
+    return resampled
+
+
+def _bicubic(cells: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    return F.interpolate(cells, size, mode="bicubic", align_corners=align_corners)
