@@ -1,0 +1,275 @@
+"""A pyramidal BigTIFF that grows tile by tile, and goes on after it was interrupted.
+
+Beside the image lies a folder `<image>.partial` while it is being made:
+
+    key.json    what the image is: its size, its tiles, and whatever else decides its pixels
+    tiles.tif   the image so far: every level's directory, whose offsets are still empty, then one record a tile:
+                its length and crc32, as two little-endian uint32, and the tile itself, compressed
+
+Once all tiles are there, the directories get their offsets and the file is moved into place: tiles are written once and
+never copied. The records' order is the writer's; readers go by the offsets, and pass over the lengths between them.
+"""
+
+import contextlib
+import io
+import json
+import os
+import struct
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two writers of one image apart
+    fcntl = None
+
+RECORD = struct.Struct("<II")
+
+
+class PartialTiff:
+    """An RGB image that is being written; a context manager. `len` is the number of tiles that are stored.
+
+    Args:
+        path: the image to be.
+        levels: (height, width) of every level, the largest first.
+        tile_size: pixels a side of a tile, a multiple of 16.
+        key: what decides the image's pixels, JSON values by name. An unfinished image is gone on with only where its
+            key is the same.
+        description: text for the file's ImageDescription.
+
+    Raises:
+        ValueError: the folder holds an unfinished image with another key; the message names both.
+        OSError: the folder cannot be made or written, or another writer is at work in it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        levels: Sequence[tuple[int, int]],
+        tile_size: int,
+        key: dict[str, int | str | None],
+        description: str | None = None,
+    ) -> None:
+        self.path = path
+        self.folder = path.with_name(path.name + ".partial")
+        self._grids = [(-(-height // tile_size), -(-width // tile_size)) for height, width in levels]
+        self._starts, self._lengths = array("Q"), array("I")  # of each stored tile's bytes, in the records' order
+        self._end = 0
+        self._longest = 2 * 3 * tile_size**2  # deflate adds far less to what it cannot make shorter
+        self._check_place()
+        with self._explained():
+            self.folder.mkdir(exist_ok=True)
+            self._file = open(self.folder / "tiles.tif", "a+b", buffering=0)  # noqa: SIM115, closed by __exit__
+        try:
+            self._lock()
+            first = self._first_record(key)
+            with self._explained():
+                if first is None:
+                    first = self._start(key, _directories(levels, tile_size, description))
+                self._find_records(first)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "PartialTiff":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def total(self) -> int:
+        """Tiles of the finished image, all levels together."""
+        return sum(rows * columns for rows, columns in self._grids)
+
+    def append(self, tile: bytes) -> None:
+        """Store the next tile, as `encode` made it.
+
+        Raises:
+            OSError: it could not be written; the message says how to go on.
+        """
+        with self._explained():
+            self._write(RECORD.pack(len(tile), zlib.crc32(tile)) + tile)
+        self._keep(len(tile))
+
+    def read(self, index: int) -> bytes:
+        """A stored tile as it was given to `append`. Safe in any thread."""
+        with open(self.folder / "tiles.tif", "rb") as file:
+            file.seek(self._starts[index])
+            return file.read(self._lengths[index])
+
+    def publish(self, places: Iterable[tuple[int, int, int]]) -> None:
+        """Finish the file and move it to its path.
+
+        Args:
+            places: (level, row, column) of every stored tile, in the order in which they were stored.
+
+        Raises:
+            OSError: it could not be written; nothing that was stored is lost.
+        """
+        starts = [np.zeros(grid, np.uint64) for grid in self._grids]
+        lengths = [np.zeros(grid, np.uint32) for grid in self._grids]
+        for index, (level, *place) in enumerate(places):
+            starts[level][tuple(place)] = self._starts[index]
+            lengths[level][tuple(place)] = self._lengths[index]
+        data = self.folder / "tiles.tif"
+        with self._explained():
+            with tifffile.TiffFile(data, mode="r+b") as tiff:
+                for page, offsets, sizes in zip(tiff.pages, starts, lengths, strict=True):
+                    page.tags["TileOffsets"].overwrite(offsets.ravel().tolist())
+                    page.tags["TileByteCounts"].overwrite(sizes.ravel().tolist())
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(data, self.path)
+            (self.folder / "key.json").unlink()
+        with contextlib.suppress(OSError):  # somebody put a file there, or has begun the same image anew
+            self.folder.rmdir()
+
+    def _check_place(self) -> None:
+        if self.path.is_dir():
+            raise IsADirectoryError(f"path: got {str(self.path)!r}, which is a folder")
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"path: got {str(self.path)!r}, but there is no folder {str(self.path.parent)!r}")
+
+    def _lock(self) -> None:
+        """Keep other writers out until the file is closed."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, f"path: another writer is at work in {str(self.folder)!r}") from None
+        except OSError:  # some network file systems have no locks
+            return
+
+    def _first_record(self, key: dict[str, int | str | None]) -> int | None:
+        """Where records begin in an unfinished image with this key; None where nothing is worth keeping."""
+        try:
+            found = json.loads((self.folder / "key.json").read_text("utf-8"))
+            first = int(found.pop("first_record"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"path: {str(self.folder / 'key.json')!r} is damaged ({error}); delete the folder"
+            ) from None
+        if os.fstat(self._file.fileno()).st_size < first:
+            return None
+        different = [name for name in sorted(key.keys() | found.keys()) if key.get(name) != found.get(name)]
+        if different:
+            there = ", ".join(f"{name} {found.get(name)!r}" for name in different)
+            asked = ", ".join(f"{name} {key.get(name)!r}" for name in different)
+            raise ValueError(
+                f"path: the folder {str(self.folder)!r} holds an unfinished image with {there}, and now got {asked}; "
+                "finish that one with what it was begun with, or delete the folder"
+            )
+        return first
+
+    def _start(self, key: dict[str, int | str | None], directories: bytes) -> int:
+        """Make the folder that of an image without tiles; return where records begin."""
+        (self.folder / "key.json").unlink(missing_ok=True)  # an older image's, whose tiles are gone
+        self._file.truncate(0)
+        self._write(directories)
+        os.fsync(self._file.fileno())  # the checksums are of tiles alone
+        with open(self.folder / "key.json.new", "w", encoding="utf-8") as file:
+            json.dump(key | {"first_record": len(directories)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.folder / "key.json.new", self.folder / "key.json")
+        return len(directories)
+
+    def _find_records(self, first: int) -> None:
+        """Note where the whole records from `first` on lie, and cut off what comes after them."""
+        self._end = first
+        with open(self.folder / "tiles.tif", "rb") as file:
+            file.seek(first)
+            while len(self) < self.total and len(head := file.read(RECORD.size)) == RECORD.size:
+                length, checksum = RECORD.unpack(head)
+                if not 0 < length <= self._longest:
+                    break
+                tile = file.read(length)
+                if len(tile) < length or zlib.crc32(tile) != checksum:
+                    break
+                self._keep(length)
+        self._file.truncate(self._end)
+
+    def _keep(self, length: int) -> None:
+        """Note a record that is in the file."""
+        self._starts.append(self._end + RECORD.size)
+        self._lengths.append(length)
+        self._end += RECORD.size + length
+
+    def _write(self, data: bytes) -> None:
+        """Append all of the data, or none."""
+        rest = memoryview(data)
+        try:
+            while rest:  # a disk that fills up takes a part first, without an error
+                rest = rest[self._file.write(rest) :]
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._end)
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say in a system's error what was asked, how far it went, and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            message = f"path: {str(self.path)!r} cannot be written in {str(self.folder)!r}: {error.strerror or error}"
+            if len(self):
+                estimate = self._end * self.total // len(self)
+                message += f"; {len(self):,} of {self.total:,} tiles are stored there, in {self._end:,} bytes of about "
+                message += f"{estimate:,}, and the same call goes on from them"
+            raise OSError(error.errno, message) from error
+
+
+def _directories(levels: Sequence[tuple[int, int]], tile_size: int, description: str | None) -> bytes:
+    """A BigTIFF without tiles: the directories of all levels in a chain, with room for the tiles' offsets.
+
+    The chain, rather than SubIFDs, is what all of OpenSlide, libvips, GDAL and tifffile read as a pyramid; of SubIFDs
+    OpenSlide sees nothing.
+    """
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, bigtiff=True, byteorder="<") as writer:
+        for level, (height, width) in enumerate(levels):
+            writer.write(
+                iter([b""] * (-(-height // tile_size) * -(-width // tile_size))),
+                shape=(height, width, 3),
+                dtype=np.uint8,
+                tile=(tile_size, tile_size),
+                photometric="rgb",
+                compression="zlib",
+                predictor=True,
+                subfiletype=int(level > 0),  # 1: a smaller version of another image
+                description=description.encode() if description and level == 0 else None,
+                software="cips_fast",
+                metadata=None,
+            )
+    return file.getvalue()
+
+
+def encode(pixels: np.ndarray, tile_size: int) -> bytes:
+    """A tile as the file holds it: left neighbours subtracted modulo 256 (predictor 2), deflated (compression 8).
+
+    Args:
+        pixels: uint8 [H, W, 3], at most a tile; a smaller one's last row and column are repeated.
+    """
+    height, width, _ = pixels.shape
+    # Repeated edges compress to next to nothing, and no viewer's interpolation darkens the image's border.
+    full = np.pad(pixels, ((0, tile_size - height), (0, tile_size - width), (0, 0)), mode="edge")
+    return zlib.compress(np.diff(full, axis=1, prepend=np.uint8(0)))
+
+
+def decode(tile: bytes, tile_size: int) -> np.ndarray:
+    """The whole tile that `encode` made bytes of, uint8 [tile_size, tile_size, 3]."""
+    differences = np.frombuffer(zlib.decompress(tile), np.uint8).reshape(tile_size, tile_size, 3)
+    return np.cumsum(differences, axis=1, dtype=np.uint8)
