@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,14 @@ def test_a_single_worker_is_the_caller(path):
     assert threads == {threading.current_thread()}
 
 
-def test_a_renderer_may_reuse_its_memory(path, uninterrupted):
+@pytest.fixture
+def slow_encoding(monkeypatch):
+    """Threads that are always behind with compressing."""
+    encode = pyramid.encode
+    monkeypatch.setattr(pyramid, "encode", lambda *tile: (time.sleep(0.01), encode(*tile))[1])
+
+
+def test_a_renderer_may_reuse_its_memory(path, uninterrupted, slow_encoding):
     renderer, memory = Renderer(), np.empty((SIDE, SIDE, 3), np.uint8)
 
     def tile(rows, columns):
@@ -162,6 +170,30 @@ def test_a_renderer_may_reuse_its_memory(path, uninterrupted):
 
     make(path, tile)
     assert path.read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rendering_waits_for_what_is_not_stored_yet(path, monkeypatch, slow_encoding, workers):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    renderer, ahead = Renderer(), []
+    make(path, renderer, workers=workers, progress=lambda stored, total: ahead.append(len(renderer.asked) - stored))
+    assert 1 < max(ahead) <= workers + 2
+
+
+def test_an_error_does_not_wait_for_tiles_that_are_not_begun(path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    begun = []
+
+    def tile(rows, columns):
+        begun.append((rows, columns))
+        if len(begun) == 1:
+            raise RuntimeError("no more")
+        time.sleep(0.1)
+        return np.zeros((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        make(path, tile, workers=2)
+    assert len(begun) <= 4
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no more"), KeyboardInterrupt()], ids=repr)
@@ -289,26 +321,45 @@ class FullDisk(io.FileIO):
         return written
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_full_disk_keeps_what_is_stored(path, folder, uninterrupted, monkeypatch, workers):
+@pytest.fixture
+def disk(monkeypatch):
+    """A context in which tiles are written to a full disk, whose room is `FullDisk.left`."""
+
     def open_file(file, mode="r", *args, **options):
         return FullDisk(file, "ab+") if mode == "a+b" else open(file, mode, *args, **options)
 
-    stored = []
     with monkeypatch.context() as patch:
         patch.setattr(partial_tiff, "open", open_file, raising=False)
-        patch.setattr(FullDisk, "left", 30_000)  # the directories, and nine tiles of 3 KB
-        with pytest.raises(OSError, match=r"path: .* cannot be written in .*: No space left on device; ") as caught:
-            make(path, Renderer(), workers=workers, progress=lambda *counts: stored.append(counts))
+        yield patch
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_full_disk_keeps_what_is_stored(path, folder, uninterrupted, disk, workers):
+    stored = []
+    disk.setattr(FullDisk, "left", 30_000)  # the directories, and nine tiles of 3 KB
+    with pytest.raises(OSError, match=r"path: .* cannot be written in .*: No space left on device; ") as caught:
+        make(path, Renderer(), workers=workers, progress=lambda *counts: stored.append(counts))
     assert caught.value.errno == errno.ENOSPC
     for part in (str(path), str(folder), "9 of 29 tiles are stored there", "the same call goes on from them"):
         assert part in str(caught.value)
     assert stored[-1] == (8, TILES)
     assert not path.exists()
     rest = Renderer()
+    disk.undo()
     make(path, rest)
     assert len(rest.asked) == TILES - 8
     assert path.read_bytes() == uninterrupted
+
+
+def test_a_tile_that_did_not_fit_leaves_no_trace(path, disk):
+    disk.setattr(FullDisk, "left", 10_000)
+    with PartialTiff(path, [(8, 8)], 16, {}) as tiff:
+        disk.setattr(FullDisk, "left", 100)
+        with pytest.raises(OSError, match="No space left on device"):
+            tiff.append(bytes(range(150)))
+        disk.setattr(FullDisk, "left", 200)
+        tiff.append(b"smaller")
+        assert tiff.read(0) == b"smaller"
 
 
 def test_a_failure_at_the_end_loses_nothing(path, uninterrupted, monkeypatch):
