@@ -4,6 +4,7 @@ import argparse
 import importlib
 import pkgutil
 import sys
+import warnings
 from collections.abc import Sequence
 
 from . import commands
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(one)
         one.set_defaults(run=module.run)
     args = parser.parse_args(argv)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return args.run(args)
     except CommandError as error:

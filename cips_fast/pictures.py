@@ -27,16 +27,22 @@ def sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
     return np.concatenate(rows, 0)
 
 
-def format_of(path: str | Path) -> str:
-    """The format that the path's ending names.
+def format_of(path: str | Path, height: int = 1, width: int = 1) -> str:
+    """The format that the path's ending names, and that holds so many pixels a side.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it names none, or one that does not.
     """
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
         raise ValueError(f"out: got {str(path)!r}, must end in one of {', '.join(FORMATS)}")
-    return FORMATS[ending]
+    kind = FORMATS[ending]
+    longest = LONGEST.get(kind)
+    if longest is not None and max(height, width) > longest:
+        raise ValueError(
+            f"out: got {width}x{height} for {str(path)!r}, {kind} holds {longest} a side: use .tif or .png"
+        )
+    return kind
 
 
 def save(path: str | Path, pixels: np.ndarray) -> None:
@@ -46,13 +52,7 @@ def save(path: str | Path, pixels: np.ndarray) -> None:
         ValueError: an unknown ending, or a size that the format does not hold.
         OSError: the file cannot be written.
     """
-    path, kind = Path(path), format_of(path)
-    longest = LONGEST.get(kind)
-    if longest is not None and max(pixels.shape[:2]) > longest:
-        width, height = pixels.shape[1], pixels.shape[0]
-        raise ValueError(
-            f"out: got {width}x{height} for {path.name!r}, {kind} holds {longest} a side: use .tif or .png"
-        )
+    path, kind = Path(path), format_of(path, *pixels.shape[:2])
     partial = path.with_name(path.name + ".partial")
     try:
         Image.fromarray(pixels).save(partial, format=kind, **OPTIONS.get(kind, {}))

@@ -5,6 +5,7 @@ backend it is bit for bit what the whole image has there.
 """
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Iterator
 
@@ -71,6 +72,13 @@ class Renderer:
     def image(self) -> Tensor:
         """All of it, float32 [3, height, width]."""
         return self.tile(slice(None), slice(None))
+
+    def fingerprint(self) -> str:
+        """Names what decides the pixels: parameters, latent, coordinates and dtype."""
+        digest = hashlib.sha256(str((self.generator.config, self.dtype)).encode())
+        for tensor in (*self.generator.state_dict().values(), self.w, self.x, self.y):
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def _band(self, x: Tensor, y: Tensor) -> Tensor:
         down, across = torch.meshgrid(y, x, indexing="ij")

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .. import pictures
 from ..checkpoint import load, load_published
 from ..generator import ACTIVATIONS, CIPSGenerator
 from ..grids import WHOLE
@@ -166,11 +169,18 @@ def check_writable(path: Path) -> None:
     """Raise CommandError unless a file can be made there; folders on the way are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(path.name + ".partial")
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise CommandError(f"--out: got {str(path)!r}, which cannot be written ({error.strerror})") from None
+
+
+def save_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write a picture uint8 [H, W, 3] in the format that its ending names."""
+    try:
+        pictures.save(path, pixels)
+    except (ValueError, OSError) as error:
+        raise CommandError(f"--out: {path.name!r} could not be written ({error})") from None
 
 
 def say(record: dict) -> None:
