@@ -186,9 +186,9 @@ def test_an_error_does_not_wait_for_tiles_that_are_not_begun(path, monkeypatch):
 
     def tile(rows, columns):
         begun.append((rows, columns))
-        if len(begun) == 1:
+        time.sleep(0.1)  # while others queue up
+        if (rows.start, columns.start) == (0, 0):
             raise RuntimeError("no more")
-        time.sleep(0.1)
         return np.zeros((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
 
     with pytest.raises(RuntimeError, match="no more"):
@@ -306,6 +306,24 @@ def test_a_folder_without_tiles_protects_nothing(path, folder, uninterrupted):
     make(path, Renderer())
     assert path.read_bytes() == uninterrupted
     assert not folder.exists()
+
+
+def test_a_new_beginning_that_fails_is_not_taken_for_the_old_one(path, folder, uninterrupted, monkeypatch):
+    with pytest.raises(RuntimeError, match="no more"):
+        make(path, Renderer(most=7))
+    key = json.loads((folder / "key.json").read_text()) | {"first_record": 16}
+    (folder / "key.json").write_text(json.dumps(key))
+    (folder / "tiles.tif").write_bytes(b"")
+
+    def refuse(*args, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dump", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            make(path, Renderer())
+    make(path, Renderer())
+    assert path.read_bytes() == uninterrupted
 
 
 class FullDisk(io.FileIO):
