@@ -71,8 +71,10 @@ def write(
     """
     height, width, tile_size = _check_sizes(height, width, tile_size)
     workers = _whole_number("workers", workers, 1, 1024)
-    if description is not None and "\0" in description:
-        raise ValueError("description: got a text with a zero byte, which ends a text in a TIFF file")
+    if not (description is None or (isinstance(description, str) and "\0" not in description)):
+        raise ValueError(f"description: got {description!r}, must be a text without zero bytes, or None")
+    if not isinstance(fingerprint, str):
+        raise ValueError(f"fingerprint: got {fingerprint!r}, must be a text")
     image = _Pyramid(level_sizes(height, width, tile_size), tile_size)
     key = {"height": height, "width": width, "tile_size": tile_size}
     key |= {"description": description, "fingerprint": fingerprint}

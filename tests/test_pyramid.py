@@ -415,6 +415,7 @@ def test_two_writers_of_one_image_are_kept_apart(path, folder):
         ({"tile_size": 40}, "tile_size: got 40, must be a multiple of 16"),
         ({"workers": 0}, "workers: got 0"),
         ({"description": "a\0b"}, "description: .* zero byte"),
+        ({"fingerprint": ("seed", 3)}, r"fingerprint: got \('seed', 3\), must be a text"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
