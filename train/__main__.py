@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if dry_run:
             say(describe(options))
             return 0
-        return run(options, folder, open_source(options.data, options.res))
+        return run(options, folder, open_source(options.data, options.res, geometry=options.geometry))
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
     except DataError as error:

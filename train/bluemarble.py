@@ -61,6 +61,27 @@ class BlueMarbleSource:
         return _world()[row : row + self.resolution, column : column + self.resolution].copy()
 
 
+class BlueMarbleMap:
+    """The whole map as one panorama of 360°, R × 2R pixels, R ≤ 2700: x is the longitude, y the latitude from 90°N."""
+
+    name = "bluemarble"
+
+    def __init__(self, resolution: int) -> None:
+        if not 1 <= resolution <= 2700:
+            raise DataError(f"bluemarble's map has no resolution {resolution}: it may be 1 to 2700")
+        self.resolution = resolution
+        size = (2 * resolution, resolution)
+        self._pixels = np.array(Image.fromarray(_world()).resize(size, Image.Resampling.LANCZOS))
+
+    def __len__(self) -> int:
+        return 1
+
+    def load(self, index: int) -> np.ndarray:
+        """The map: uint8 [R, 2R, 3], RGB in 0 … 255. Raises IndexError but for 0."""
+        check_index(index, len(self))
+        return self._pixels.copy()
+
+
 @cache
 def _world() -> np.ndarray:
     """The whole image, uint8 [2700, 5400, 3], decoded once a process."""

@@ -14,6 +14,7 @@ import torch
 from cips_fast.functional import BACKENDS, resolve_backend
 from cips_fast.generator import ACTIVATIONS, VARIANTS
 from cips_fast.kernels.launch import native_half
+from cips_fast.modules import GEOMETRIES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -40,6 +41,7 @@ class Options:
     pixel_chunk: int | None
     stride_shares: tuple[float, ...]
     mirror: bool
+    geometry: str
     variant: str
     width: int | str
     activation: str
@@ -66,7 +68,7 @@ class Options:
     @property
     def patches(self) -> bool:
         """Whether the discriminator sees parts of images, and with them their coordinates."""
-        return self.crop < self.res
+        return self.crop < self.res or self.geometry == "cylinder"
 
 
 MAY_CHANGE = frozenset({"out", "kimg", "device", "pixel_chunk", "log_every", "preview_minutes", "checkpoint_minutes"})
@@ -154,6 +156,7 @@ def resolve(given: dict[str, Any]) -> Options:
         "pixel_chunk": None,
         "seed": 0,
         "mirror": preset == "cpu" and data in MAY_BE_MIRRORED,
+        "geometry": "plane",
         "variant": "skip",
         "activation": "lrelu",
         "embedding_size": 4 if preset == "cpu" else res,
@@ -264,6 +267,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", choices=("auto", *PRESETS), help="cips: the published training; cpu: small; auto: by device")
     add("--seed", type=int, help="of everything drawn at random (default: 0)")
     add("--dry-run", action="store_true", help="print the resolved options, sizes and memory, and exit")
+    add(
+        "--geometry",
+        choices=GEOMETRIES,
+        help="cylinder: panoramas of 360°, RES high and twice as wide (default: plane)",
+    )
     more = parser.add_argument_group("networks and optimisation (default: by preset)").add_argument
     more("--variant", choices=VARIANTS, help="RGB taps, or residual blocks (default: skip)")
     more("--activation", choices=ACTIVATIONS, help="(default: lrelu)")

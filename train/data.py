@@ -21,7 +21,8 @@ class Patches:
     """Random square patches of a source's images.
 
     Attributes:
-        source: where images come from.
+        source: where images come from. Of panoramas, twice as wide as high, patches are windows at any longitude, which
+            may go over the edge: where a panorama begins is drawn for every patch.
         batch: patches a step.
         crop: side of a patch in pixels; at stride s it spans (crop - 1)·s + 1 pixels of the image.
         stride_shares: share of patches at strides 1, 2, 4, …; must sum to 1.
@@ -57,15 +58,18 @@ class Patches:
         """One patch uint8 [crop, crop, 3] and its coordinates float32 [crop, crop, 2]."""
         rng = np.random.default_rng([self.seed, 1, number])
         image = self.source.load(int(rng.integers(self._pool(number))))
-        resolution = image.shape[0]
+        height, width, _ = image.shape
         stride = 2 ** int(rng.choice(len(self.stride_shares), p=self.stride_shares))
         span = (self.crop - 1) * stride + 1
-        top, left = (int(i) for i in rng.integers(0, resolution - span + 1, size=2))
+        steps = np.arange(self.crop) * stride
+        panorama = width == 2 * height
+        top, left = (int(rng.integers(most)) for most in (height - span + 1, width if panorama else width - span + 1))
         if self.mirror and rng.random() < 0.5:
             image = image[:, ::-1]
-        patch = image[top : top + span : stride, left : left + span : stride]
-        pixels = np.arange(self.crop, dtype=np.float64) * stride
-        x, y = ((pixels + start) * 2 / (resolution - 1) - 1 for start in (left, top))
+        start = int(rng.integers(width)) if panorama else 0
+        patch = image[np.ix_(top + steps, (start + left + steps) % width)]
+        y = (steps + float(top)) * 2 / (height - 1) - 1
+        x = (steps + float(left)) * 2 / (width if panorama else width - 1) - 1
         coords = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
         return np.ascontiguousarray(patch), coords
 

@@ -31,11 +31,11 @@ class DataError(ValueError):
 
 
 class ImageSource(Protocol):
-    """A fixed list of square RGB images. Picklable, and usable from DataLoader workers.
+    """A fixed list of RGB images, square ones or panoramas. Picklable, and usable from DataLoader workers.
 
     Attributes:
         name: short name for logs and file names.
-        resolution: side R of every image in pixels.
+        resolution: height R of every image in pixels, and its width, or half of it if they are panoramas.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> np.ndarray:
-        """Image `index` of 0 … len - 1: uint8 [R, R, 3], RGB in 0 … 255, C-contiguous, writable, the caller's own.
+        """Image `index` of 0 … len - 1: uint8 [R, R|2R, 3], RGB in 0 … 255, C-contiguous, writable, the caller's own.
 
         Raises:
             IndexError: index < 0 or index ≥ len.

@@ -18,6 +18,7 @@ from cips_fast.checkpoint import read_tensors
 from .config import MAY_CHANGE, OptionError, Options, to_dict
 
 KEPT_CHECKPOINTS = 3
+BEFORE_IT_WAS = {"geometry": "plane"}  # what a run did before there was such an option
 
 
 class RunFolder:
@@ -44,7 +45,9 @@ class RunFolder:
         except json.JSONDecodeError as error:
             raise OptionError(f"--out: {str(file)!r} is damaged ({error})") from None
         differing = [
-            name for name, value in to_dict(options).items() if name not in MAY_CHANGE and held.get(name) != value
+            name
+            for name, value in to_dict(options).items()
+            if name not in MAY_CHANGE and held.get(name, BEFORE_IT_WAS.get(name)) != value
         ]
         if differing:
             pairs = ", ".join(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cips_fast import CIPSGenerator
+from cips_fast.grids import on_cylinder
 
 from .config import OptionError, Options
 from .discriminator import Discriminator
@@ -110,6 +111,7 @@ class Trainer:
     def _logits(self, images: Tensor, coords: Tensor) -> Tensor:
         """Scores [B, 1]; the discriminator of patches sees where they lie."""
         if self.options.patches:
+            coords = on_cylinder(coords) if self.options.geometry == "cylinder" else coords
             images = torch.cat([images, coords.permute(0, 3, 1, 2).to(images.dtype)], 1)
         return self.discriminator(images.contiguous(memory_format=torch.channels_last))
 
@@ -168,6 +170,7 @@ def make_generator(options: Options) -> CIPSGenerator:
         width=options.width,
         style_features=options.style_features,
         activation=options.activation,
+        geometry=options.geometry,
         embedding_size=options.embedding_size,
         mapping_layers=options.mapping_layers,
         max_frequency=options.max_frequency,
@@ -186,7 +189,7 @@ def make_discriminator(options: Options) -> Discriminator:
     """The discriminator of the options' patches or whole images, with initial weights."""
     return Discriminator(
         options.crop,
-        input_channels=5 if options.patches else 3,
+        input_channels=3 + (options.patches and (3 if options.geometry == "cylinder" else 2)),
         max_channels=options.d_channels,
         channel_base=options.d_base,
     )
