@@ -10,13 +10,20 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_readme_code_gives_the_shapes_it_names():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+CODE = {
+    "README.md": ["image", "wide", "some", "y"],
+    "docs/rendering.md": ["image", "tile", "some", "colours", "painted", "blend"],
+}
+
+
+@pytest.mark.parametrize(("page", "claimed"), CODE.items(), ids=CODE)
+def test_code_gives_the_shapes_it_names(page, claimed):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
     names = {}
     torch.manual_seed(0)
     exec(code, names)
-    claims = re.findall(r"^ *(\w+) = .*?#.*?(\[[\d, ]+\])", code, re.MULTILINE)
-    assert [name for name, _ in claims] == ["image", "wide", "some", "y"]
+    claims = re.findall(r"^ *(\w+) = .*?#[^\[\n]*(\[[\d, ]+\])", code, re.MULTILINE)
+    assert [name for name, _ in claims] == claimed
     for name, shape in claims:
         assert str(list(names[name].shape)) == shape
 
