@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from . import commands
 from .commands.common import CommandError
 
+SHARED = ("common", "output")  # modules of commands that are none
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 2 for bad input, with one line on stderr."""
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_names() -> list[str]:
     """All commands, by name."""
-    return sorted(module.name for module in pkgutil.iter_modules(commands.__path__) if module.name != "common")
+    return sorted(module.name for module in pkgutil.iter_modules(commands.__path__) if module.name not in SHARED)
 
 
 if __name__ == "__main__":

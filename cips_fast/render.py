@@ -7,6 +7,7 @@ backend it is bit for bit what the whole image has there.
 import copy
 import hashlib
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -22,8 +23,51 @@ CHUNK = 1 << 16  # pixels a call
 TABLE_BYTES = 1 << 28  # that a resampled embedding may take
 
 
-class Renderer:
-    """One image, any pixels of it when they are asked for.
+class Picture(ABC):
+    """An image of which pixels are computed when they are asked for.
+
+    Attributes:
+        height, width: pixels.
+        x, y: coordinates of its columns and rows, float64 [width] and [height].
+        dtype: of the layers.
+    """
+
+    height: int
+    width: int
+    x: Tensor
+    y: Tensor
+    dtype: torch.dtype
+
+    def pixels(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Colours of single pixels: whole numbers [N] and [N], any of them -> float32 [N, 3]."""
+        parts = zip(rows.cpu().split(CHUNK), columns.cpu().split(CHUNK), strict=True)
+        colours = [self.colours(self.x[column], self.y[row]) for row, column in parts]
+        return torch.cat(colours) if colours else torch.empty(0, 3)
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """A rectangle, float32 [3, h, w], on the generator's device."""
+        x, y = self.x[columns], self.y[rows]
+        return torch.cat([self._band(x, part) for part in y.split(max(1, CHUNK // max(1, len(x))))], 1)
+
+    def image(self) -> Tensor:
+        """All of it, float32 [3, height, width]."""
+        return self.tile(slice(None), slice(None))
+
+    def _band(self, x: Tensor, y: Tensor) -> Tensor:
+        down, across = torch.meshgrid(y, x, indexing="ij")
+        return self.colours(across.flatten(), down.flatten()).T.unflatten(1, (len(y), len(x)))
+
+    @abstractmethod
+    def colours(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of a few points, float64 [N] and [N] on the CPU -> float32 [N, 3]."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Names what decides the pixels."""
+
+
+class Renderer(Picture):
+    """One image of a latent.
 
     Args:
         generator: in eval mode.
@@ -54,45 +98,37 @@ class Renderer:
         self.generator, self.w, self.dtype = generator, w[None], dtype
         self.height, self.width = height, width
         self.x, self.y = grids.axes(height, width, region, geometry=generator.geometry)
-        if generator.integer_coords:  # counted in pixels of the native grid
-            self.x, self.y = ((axis + 1) / 2 * (generator.size - 1) for axis in (self.x, self.y))
 
-    def pixels(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Colours of single pixels: whole numbers [N] and [N], any of them -> float32 [N, 3]."""
-        parts = zip(rows.cpu().split(CHUNK), columns.cpu().split(CHUNK), strict=True)
-        colours = [self._colours(self.x[column], self.y[row]) for row, column in parts]
-        return torch.cat(colours) if colours else torch.empty(0, 3)
-
-    def tile(self, rows: slice, columns: slice) -> Tensor:
-        """A rectangle, float32 [3, h, w], on the generator's device."""
-        rows, columns = range(self.height)[rows], range(self.width)[columns]
-        x, y = self.x[list(columns)], self.y[list(rows)]
-        return torch.cat([self._band(x, part) for part in y.split(max(1, CHUNK // max(1, len(x))))], 1)
-
-    def image(self) -> Tensor:
-        """All of it, float32 [3, height, width]."""
-        return self.tile(slice(None), slice(None))
+    def colours(self, x: Tensor, y: Tensor) -> Tensor:
+        return synthesise(self.generator, self.w, torch.stack([x, y], -1), None, self.dtype)
 
     def fingerprint(self) -> str:
-        """Names what decides the pixels: parameters, latent, coordinates and dtype."""
-        digest = hashlib.sha256(str((self.generator.config, self.dtype)).encode())
-        for tensor in (*self.generator.state_dict().values(), self.w, self.x, self.y):
-            digest.update(tensor.detach().cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        return digest(self.generator, self.dtype, self.w, self.x, self.y)
 
-    def _band(self, x: Tensor, y: Tensor) -> Tensor:
-        down, across = torch.meshgrid(y, x, indexing="ij")
-        return self._colours(across.flatten(), down.flatten()).T.unflatten(1, (len(y), len(x)))
 
-    @torch.no_grad()
-    def _colours(self, x: Tensor, y: Tensor) -> Tensor:
-        """float64 [N] and [N] on the CPU -> float32 [N, 3]."""
-        device, count = self.w.device, len(x)
-        coords = torch.stack([x, y], -1).float()
-        if count < LEAST:
-            coords = torch.cat([coords, coords[-1:].expand(LEAST - count, -1)])
-        with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.generator.synthesis(self.w, coords[None].to(device))[0, :count].float()
+@torch.no_grad()
+def synthesise(generator: CIPSGenerator, w: Tensor, coords: Tensor, mix: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Colours float32 [N, 3] of points float64 [N, 2], of `LEAST` at once or more, lest sums go another way."""
+    count, device = len(coords), w.device
+    if generator.integer_coords:  # counted in pixels of the native grid
+        coords = (coords + 1) / 2 * (generator.size - 1)
+    coords, mix = (None if each is None else _at_least(each.float(), LEAST).to(device) for each in (coords, mix))
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        rgb = generator.synthesis(w, coords[None] if mix is None else coords, mix)
+    return rgb[0, :count].float()
+
+
+def _at_least(rows: Tensor, count: int) -> Tensor:
+    missing = count - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing, -1)]) if missing > 0 else rows
+
+
+def digest(generator: CIPSGenerator, dtype: torch.dtype, *tensors: Tensor) -> str:
+    """A name for a generator's parameters, a dtype and further tensors."""
+    found = hashlib.sha256(str((generator.config, dtype)).encode())
+    for tensor in (*generator.state_dict().values(), *tensors):
+        found.update(tensor.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def image(

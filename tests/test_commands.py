@@ -143,3 +143,19 @@ def test_a_source_that_is_none(tmp_path, capsys, source):
     (tmp_path / source).write_bytes(b"no tensors") if source.startswith("damaged") else None
     assert main(["sample", str(tmp_path / source)]) == 2
     assert capsys.readouterr().err.startswith("error: source: ")
+
+
+def test_panoramas_have_no_seam(saved, tmp_path, capsys):
+    out = tmp_path / "panorama.png"
+    assert main(["panorama", saved, "--seeds", "0-3", "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(out), "width": 32, "height": 8, "seam": 0.0}
+    assert main(["panorama", saved, "--seeds", "0-2", "--out", str(out)]) == 2
+    assert "error: --seeds: w: got 3 latents" in capsys.readouterr().err
+
+    cylinder = CIPSGenerator(size=8, width=16, style_features=16, geometry="cylinder").eval()
+    checkpoint.save(cylinder, tmp_path / "cylinder.safetensors")
+    arguments = ["panorama", str(tmp_path / "cylinder.safetensors"), "--out", str(out)]
+    assert main([*arguments, "--seeds", "5,6", "--size", "50x20"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(record["width"], record["height"], record["seam"]) for record in records] == [(50, 20, 0.0)] * 2
+    assert np.array_equal(read(tmp_path / "panorama-0006.png"), wanted(cylinder, 6, 20, 50))

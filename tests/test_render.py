@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from cips_fast import CIPSGenerator, grids, render
+from cips_fast import CIPSGenerator, grids, panorama, render
 
 GENERATORS = {
     "plane": {},
@@ -155,3 +155,31 @@ def test_a_cylinder_takes_no_counted_or_edged_grid():
         CIPSGenerator(8, width=8, geometry="cylinder", integer_coords=True)
     with pytest.raises(ValueError, match="align_corners: got False, must be True on a cylinder"):
         CIPSGenerator(8, width=8, geometry="cylinder", align_corners=False)
+
+
+def test_a_panorama_of_plane_latents_closes_and_shows_each_of_them():
+    generator = generator_of("plane")
+    w = torch.stack([latent(generator, seed) for seed in range(4)])
+    picture = panorama.Panorama(generator, w, 16, 4 * 32)
+    whole = picture.image()
+    assert panorama.seam(picture, 0, 4) == 0
+    for j in range(4):  # the middle of a part is a latent's own, at x = 0
+        column = picture.tile(slice(None), slice(32 * j + 16, 32 * j + 17))[..., 0]
+        own = render.Renderer(generator, w[j], 16, 3).tile(slice(None), slice(1, 2))[..., 0]
+        torch.testing.assert_close(column, own, rtol=0, atol=2e-5)
+    assert torch.equal(picture.tile(slice(2, 9), slice(30, 99)), whole[:, 2:9, 30:99])
+    steps = (whole - whole.roll(1, 2)).abs().amax((0, 1))  # from every column to the one after it, round the circle
+    assert steps[0] <= steps[1:].max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "latents", "words"),
+    [
+        ("plane", 3, "w: got 3 latents, must be an even number of at least 2"),
+        ("plane", 0, "w: got 0 latents"),
+        ("cylinder", 2, "generator: got geometry 'cylinder', must be 'plane'"),
+    ],
+)
+def test_a_panorama_that_cannot_close(kind, latents, words):
+    with pytest.raises(ValueError, match=words):
+        panorama.Panorama(generator_of(kind), torch.randn(latents, 16), 8, 8)

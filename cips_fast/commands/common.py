@@ -62,6 +62,11 @@ def add_view(parser: argparse.ArgumentParser) -> None:
         *("--embedding",), choices=("bilinear", "bicubic"), default="bilinear",
         help="how the embedding is read between its cells; bilinear as in training (%(default)s)",
     )  # fmt: skip
+    add_precision(parser)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Argument `--precision`, a key of `PRECISIONS`."""
     parser.add_argument(
         *("--precision",), choices=tuple(PRECISIONS), default="fp32",
         help="of the layers: fp32 is exact, bf16 and fp16 may be faster (%(default)s)",

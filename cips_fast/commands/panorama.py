@@ -1,0 +1,68 @@
+"""Panoramas of 360°, whose left and right edges meet.
+
+Of a generator with a cylinder's geometry it is one latent's image, a picture for each seed. Of a generator of plane
+images the seeds stand round a circle and blend into each other, an even number of them.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..generator import CIPSGenerator
+from ..panorama import Panorama, seam
+from ..render import Picture, Renderer
+from .common import (
+    PRECISIONS,
+    CommandError,
+    add_out,
+    add_precision,
+    add_seeds,
+    add_source,
+    open_generator,
+    parse_size,
+    say,
+    style_latents,
+)
+from .output import write_picture
+
+HELP = "360° panoramas, of a cylinder's generator or of blended latents"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `panorama`."""
+    add_source(parser)
+    add_seeds(parser, default="0-5")
+    parser.add_argument(
+        *("--size",), type=parse_size, metavar="WxH",
+        help="pixels (default: as high as the generator's own images, twice as wide or a square for each latent)",
+    )  # fmt: skip
+    add_precision(parser)
+    add_out(
+        parser, "panorama.png", "a picture; of several seeds on a cylinder, one for each, with its seed in its name"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render, and say how far apart the edges are."""
+    generator = open_generator(args)
+    for path, picture, turn in _panoramas(args, generator):
+        write_picture(path, picture)
+        size = {"width": picture.width, "height": picture.height}
+        say({"file": str(path), **size, "seam": seam(picture, *turn)})
+    return 0
+
+
+def _panoramas(args: argparse.Namespace, generator: CIPSGenerator) -> list[tuple[Path, Picture, tuple[float, float]]]:
+    """Where to, what, and the two coordinates that are one place."""
+    latents = style_latents(generator, args.seeds, args.truncation)
+    dtype, closed = PRECISIONS[args.precision], generator.geometry == "cylinder"
+    width, height = args.size or (generator.size * (2 if closed else len(latents)), generator.size)
+    try:
+        if not closed:
+            return [(args.out, Panorama(generator, latents, height, width, dtype=dtype), (0, len(latents)))]
+        pictures = [Renderer(generator, w, height, width, dtype=dtype) for w in latents]
+    except ValueError as error:
+        raise CommandError(f"--seeds: {error}") from None
+    if len(pictures) == 1:
+        return [(args.out, pictures[0], (-1, 1))]
+    paths = [args.out.with_stem(f"{args.out.stem}-{seed:04d}") for seed in args.seeds]
+    return [(path, picture, (-1, 1)) for path, picture in zip(paths, pictures, strict=True)]
