@@ -169,7 +169,7 @@ class _H264:
     def _failure(self) -> OSError:
         self.messages.seek(0)
         said = self.messages.read().decode(errors="replace").strip() or f"exit status {self.process.returncode}"
-        return OSError(f"path: got {str(self.movie.path)!r}, which ffmpeg cannot write ({said})")
+        return OSError(f"ffmpeg cannot write {str(self.movie.path)!r}: {said}")
 
 
 def _ffmpeg() -> str:

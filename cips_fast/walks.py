@@ -7,11 +7,10 @@ from torch import Tensor
 
 from .functional import check_choice
 from .generator import CIPSGenerator
+from .grids import Region
 
 KINDS = ("linear", "spherical", "spline")
 OPPOSITE = 1e-6  # radians short of half a turn at which a great circle's way is anybody's guess
-
-Region = tuple[float, float, float, float]
 
 
 def walk(keys: Tensor, frames: int, kind: str = "linear", *, closed: bool = False) -> Tensor:
@@ -118,28 +117,33 @@ def zoom(start: Region, end: Region, frames: int) -> list[Region]:
     one point of the picture stays where it is. Between regions of one size it is a pan at equal steps.
 
     Args:
-        start, end: (x0, y0, x1, y1), x0 < x1 and y0 < y1, first and last of the regions.
+        start, end: (x0, y0, x1, y1), first and last of the regions; mirrored (x0 > x1 or y0 > y1) both or neither.
         frames: F, at least 2.
 
     Returns:
         F regions, each an argument for `grids.plane`.
 
     Raises:
-        ValueError: a region without extent, or fewer frames.
+        ValueError: a region without extent, one region mirrored and the other not, or fewer frames.
     """
     _check_frames(frames)
-    for name, (x0, y0, x1, y1) in (("start", start), ("end", end)):
-        if not (-math.inf < x0 < x1 < math.inf and -math.inf < y0 < y1 < math.inf):
-            raise ValueError(f"{name}: got {(x0, y0, x1, y1)}, must be (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
-    growth = [math.log((end[axis + 2] - end[axis]) / (start[axis + 2] - start[axis])) for axis in (0, 1)]
-    steps = [[_travelled(frame / (frames - 1), g) for g in growth] for frame in range(frames)]
+    for name, region in (("start", start), ("end", end)):
+        if not all(map(math.isfinite, region)) or not all(_sides(region)):
+            raise ValueError(f"{name}: got {region}, must be finite (x0, y0, x1, y1) with x0 ≠ x1 and y0 ≠ y1")
+    ratios = [last / first for first, last in zip(_sides(start), _sides(end), strict=True)]
+    if min(ratios) <= 0:
+        raise ValueError(f"end: got {end}, which is mirrored against {start}, must be the same way round")
+    steps = [[_travelled(frame / (frames - 1), math.log(ratio)) for ratio in ratios] for frame in range(frames)]
     return [tuple(_lerp(start[i], end[i], step[i % 2]) for i in range(4)) for step in steps]
 
 
-def pan(region: Region, by: tuple[float, float], frames: int) -> list[Region]:
-    """Regions from one to the same moved by (x, y), at equal steps; see `zoom`."""
+def pan(region: Region, by: tuple[float, float], frames: int, *, closed: bool = False) -> list[Region]:
+    """Regions from one to the same moved by (x, y), at equal steps; see `zoom`.
+
+    A closed one stops a step before: on a cylinder, moved by (2, 0), a full turn whose first frame follows the last.
+    """
     x0, y0, x1, y1 = region
-    return zoom(region, (x0 + by[0], y0 + by[1], x1 + by[0], y1 + by[1]), frames)
+    return zoom(region, (x0 + by[0], y0 + by[1], x1 + by[0], y1 + by[1]), frames + closed)[:frames]
 
 
 def magnified(region: Region, factor: float, centre: tuple[float, float]) -> Region:
@@ -150,7 +154,7 @@ def magnified(region: Region, factor: float, centre: tuple[float, float]) -> Reg
     """
     if not 0 < factor < math.inf:
         raise ValueError(f"factor: got {factor}, must be a positive number")
-    halves = (region[2] - region[0]) / factor / 2, (region[3] - region[1]) / factor / 2
+    halves = [side / factor / 2 for side in _sides(region)]
     return centre[0] - halves[0], centre[1] - halves[1], centre[0] + halves[0], centre[1] + halves[1]
 
 
@@ -191,6 +195,12 @@ def _lerp(a, b, t):
 def _sinc(x: Tensor) -> Tensor:
     """sin(x)/x, 1 at 0."""
     return torch.sinc(x / math.pi)
+
+
+def _sides(region: Region) -> tuple[float, float]:
+    """Width and height, negative where mirrored."""
+    x0, y0, x1, y1 = region
+    return x1 - x0, y1 - y0
 
 
 def _travelled(t: float, growth: float) -> float:

@@ -145,7 +145,7 @@ def test_what_ffmpeg_complains_of_is_passed_on(tmp_path, monkeypatch, when):
     program.write_text(f"#!/bin/sh\n{read}touch {tmp_path}/walk.partial.mp4\necho No space left >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
-    with pytest.raises(OSError, match=r"walk\.mp4', which ffmpeg cannot write \(No space left\)"):
+    with pytest.raises(OSError, match=r"ffmpeg cannot write .*walk\.mp4': No space left$"):
         write(tmp_path / "walk.mp4", frames(20) * 10)
     assert list(tmp_path.iterdir()) == [program]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cips_fast import CIPSGenerator, grids, walks
+from cips_fast.grids import WHOLE
 
 ALL = pytest.mark.parametrize("kind", walks.KINDS)
-WHOLE = (-1.0, -1.0, 1.0, 1.0)
 BOTH = pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
 
 
@@ -144,12 +144,14 @@ def test_a_pan_moves_at_equal_steps():
     assert walks.pan((0.0, 0.0, 1.0, 2.0), (2.0, -1.0), 5) == [
         (s, -s / 2, 1 + s, 2 - s / 2) for s in (0.0, 0.5, 1.0, 1.5, 2.0)
     ]
+    assert walks.pan(WHOLE, (2.0, 0.0), 4, closed=True) == [(s - 1, -1, s + 1, 1) for s in (0.0, 0.5, 1.0, 1.5)]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: walks.zoom((0, 0, 1, 1), (0, 0, 0, 1), 3), r"end: got \(0, 0, 0, 1\), must be .*x0 < x1"),
+        (lambda: walks.zoom((0, 0, 1, 1), (0, 0, 0, 1), 3), r"end: got \(0, 0, 0, 1\), must be .*x0 ≠ x1"),
+        (lambda: walks.zoom((0, 0, 1, 1), (1, 0, 0, 1), 3), r"end: got \(1, 0, 0, 1\), which is mirrored"),
         (lambda: walks.zoom((0, 0, math.inf, 1), (0, 0, 1, 1), 3), "start: got"),
         (lambda: walks.zoom((0, 0, 1, math.nan), (0, 0, 1, 1), 3), "start: got"),
         (lambda: walks.pan((0, 0, 1, 1), (1, 1), 1), "frames: got 1"),

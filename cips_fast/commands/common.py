@@ -162,12 +162,16 @@ def _checkpoint_of(source: Path) -> Path:
     return pointer.parent / pointer.read_text().strip()
 
 
+def latents(generator: CIPSGenerator, seeds: Sequence[int]) -> Tensor:
+    """z of the seeds, each drawn for itself: [N, S] on the generator's device, the same on every one."""
+    z = [torch.randn(generator.style_features, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(z).to(generator.mean_latent.device)
+
+
 @torch.no_grad()
 def style_latents(generator: CIPSGenerator, seeds: Sequence[int], truncation: float = 1.0) -> Tensor:
-    """w of the seeds' latents, each drawn for itself: [N, S], the same on every device up to rounding."""
-    z = [torch.randn(generator.style_features, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    w = generator.mapping(torch.stack(z).to(generator.mean_latent.device))
-    return generator.truncate(w, truncation)
+    """w of the seeds' latents: [N, S], the same on every device up to rounding."""
+    return generator.truncate(generator.mapping(latents(generator, seeds)), truncation)
 
 
 def check_writable(path: Path) -> None:

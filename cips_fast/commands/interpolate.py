@@ -1,0 +1,239 @@
+"""A movie of a walk from seed to seed, of a camera that zooms or pans, or a picture of styles mixed.
+
+python -m cips_fast interpolate RUN --seeds 0-7 --loop --seconds 8 --out walk.mp4
+python -m cips_fast interpolate RUN --seed 3 --zoom 64 --center 0.2,-0.1 --out zoom.mp4
+python -m cips_fast interpolate RUN --seeds 0-3 --mix 4-8 --out mix.png
+
+A walk is a spline through the seeds' w, lines between them (linear), or great circles between their z (spherical). A
+camera stays with seed 0 unless others are given; with several it moves while they change. --mix takes layers before
+--crossover from --seeds, a row each, and the others from its own seeds, a column each; the first row and column show
+the sources. An MP4 is encoded as frames come; a GIF or a WebP holds all of them in memory until the end.
+"""
+
+import argparse
+import contextlib
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import pictures, walks
+from ..generator import CIPSGenerator
+from ..grids import Region
+from ..movie import LIMITS, Movie
+from ..render import Renderer, check_region, with_bicubic_embedding
+from . import common
+from .common import CommandError
+
+HELP = "walks from seed to seed, zooms and pans as a movie; styles mixed"
+WALK_SEEDS, CAMERA_SEEDS, MIX_SEEDS = list(range(8)), [0], list(range(4))
+EARLY = 0.25  # share of the layers that a row of the matrix decides: shapes mostly, and colours are the column's
+# Options that set what the library calls otherwise.
+OPTION_OF = {"path": "out", "height": "size: height", "width": "size: width", "factor": "zoom", "start": "region"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    common.add_source(parser)
+    common.add_seeds(parser, default="0-7")
+    parser.set_defaults(seeds=None)  # which to take depends on what is asked for
+    common.add_view(parser)
+    common.add_out(parser, "walk.mp4", f"{', '.join(LIMITS)}; with --mix a picture, mix.png if not given")
+    parser.set_defaults(out=None)
+    add = parser.add_argument
+    add("--kind", choices=walks.KINDS, default="spline", help="of walk (%(default)s)")
+    add("--loop", action="store_true", help="go on from the last seed to the first, without a seam")
+    add("--seconds", type=float, default=8.0, help="length of the movie (%(default)s)")
+    add("--fps", type=float, default=24.0, help="frames a second (%(default)s)")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--zoom", type=float, metavar="FACTOR", help="magnify up to this, at constant speed")
+    modes.add_argument(
+        *("--pan",), type=common.parse_numbers(2), metavar="X,Y", help="move the view by this; 2 is the whole width"
+    )
+    modes.add_argument(
+        *("--mix",), type=common.parse_seeds, metavar="N-M,K", help="picture of --seeds mixed with these seeds"
+    )
+    add(
+        *("--center",), type=common.parse_numbers(2), metavar="X,Y",
+        help="where a zoom leads (default: the middle). Write --center=… where it begins with a minus",
+    )  # fmt: skip
+    add(
+        "--crossover", type=int, metavar="LAYER", help="first layer of --mix's seeds (default: after a quarter of them)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the movie or the picture."""
+    _check(args)
+    args.out = args.out or Path("mix.png" if args.mix else "walk.mp4")
+    generator = common.open_generator(args)
+    return _mix(args, generator) if args.mix else _film(args, generator)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise CommandError for options that do not go together."""
+    for name, given, needs in (("center", args.center, "zoom"), ("crossover", args.crossover, "mix")):
+        if given is not None and getattr(args, needs) is None:
+            raise CommandError(f"--{name}: needs --{needs}")
+    if args.loop and (args.zoom is not None or args.mix is not None):
+        raise CommandError(f"--loop: cannot be had with --{'mix' if args.zoom is None else 'zoom'}")
+    for name in ("seconds", "fps"):
+        if not 0 < getattr(args, name) < float("inf"):
+            raise CommandError(f"--{name}: got {getattr(args, name)}, must be a positive number")
+    if args.mix is None and round(args.seconds * args.fps) < 2:
+        raise CommandError(f"--seconds: got {args.seconds}, at {args.fps:g} frames a second less than 2 frames")
+
+
+@dataclass
+class _View:
+    """How pictures are rendered, of any latent and any region."""
+
+    generator: CIPSGenerator
+    height: int
+    width: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, generator: CIPSGenerator, closest: float = 1.0) -> "_View":
+        """What the arguments of `common.add_view` ask for; `closest` is the largest magnification."""
+        width, height = args.size or common.native_size(generator)
+        if args.embedding == "bicubic":
+            cells = generator.encoding.embedding.shape[0]
+            generator = with_bicubic_embedding(generator, math.ceil(height * max(closest, 1) / cells))
+        return cls(generator, height, width, common.PRECISIONS[args.precision])
+
+    def pixels(self, w: Tensor, region: Region) -> np.ndarray:
+        """uint8 [height, width, 3] of a latent [S] or [num_layers, S]."""
+        renderer = Renderer(self.generator, w, self.height, self.width, region, dtype=self.dtype)
+        return pictures.to_pixels(renderer.image())
+
+
+def _film(args: argparse.Namespace, generator: CIPSGenerator) -> int:
+    """The movie of a walk, a camera's way, or both."""
+    frames = round(args.seconds * args.fps)
+    with _options_named():
+        regions = _regions(args, generator, frames)
+        w = _walked(args, generator, frames)  # [F, S]
+        for region in (regions[0], regions[-1]):  # what lies between goes no further beyond
+            check_region(region, generator.geometry)
+        view = _View.of(args, generator, closest=args.zoom or 1.0)
+        common.check_writable(args.out)
+        movie = Movie(args.out, args.fps, view.height, view.width)
+    start = time.perf_counter()
+    try:
+        with _failures_named(args.out), movie, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="region: ")  # said above, once
+            for style, region in _progress(zip(w, regions, strict=True), frames, "frame"):
+                movie.add(view.pixels(style, region))
+    except KeyboardInterrupt:
+        if movie.partial.exists():
+            print(f"stopped: {movie.frames} of {frames} frames are in {movie.partial}", file=sys.stderr)
+        return 130
+    _report(args.out, start, frames=frames, size=[view.width, view.height])
+    return 0
+
+
+def _walked(args: argparse.Namespace, generator: CIPSGenerator, frames: int) -> Tensor:
+    """Style latents of all frames, [F, S]."""
+    camera = args.zoom is not None or args.pan is not None
+    seeds = args.seeds or (CAMERA_SEEDS if camera else WALK_SEEDS)
+    if len(seeds) == 1 and camera:
+        return common.style_latents(generator, seeds, args.truncation).expand(frames, -1)
+    if len(seeds) == 1:
+        raise CommandError(f"--seeds: got {seeds[0]} alone, a walk leads through 2 or more")
+    if args.kind == "spherical":
+        z = walks.walk(common.latents(generator, seeds), frames, args.kind, closed=args.loop)
+        with torch.no_grad():
+            return generator.truncate(generator.mapping(z), args.truncation)
+    return walks.walk(common.style_latents(generator, seeds, args.truncation), frames, args.kind, closed=args.loop)
+
+
+def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) -> list[Region]:
+    """What every frame shows."""
+    if args.zoom is not None:
+        x0, y0, x1, y1 = args.region
+        end = walks.magnified(args.region, args.zoom, args.center or ((x0 + x1) / 2, (y0 + y1) / 2))
+        return walks.zoom(args.region, end, frames)
+    if args.pan is not None:
+        whole_turns = generator.geometry == "cylinder" and args.pan[0] % 2 == 0 and args.pan[1] == 0
+        if args.loop and not whole_turns:
+            raise CommandError(
+                f"--loop: with --pan {args.pan[0]:g},{args.pan[1]:g} needs whole turns of a panorama, 2,0"
+            )
+        return walks.pan(args.region, args.pan, frames, closed=args.loop)
+    return [args.region] * frames
+
+
+def _mix(args: argparse.Namespace, generator: CIPSGenerator) -> int:
+    """The picture of a style-mixing matrix, its sources along the first row and column."""
+    rows, columns = (common.style_latents(generator, s, args.truncation) for s in (args.seeds or MIX_SEEDS, args.mix))
+    crossover = round(generator.num_layers * EARLY) if args.crossover is None else args.crossover
+    with _options_named():
+        matrix = walks.mixing(generator, rows, columns, crossover)  # [R, C, L, S]
+        pictures.format_of(args.out)
+        check_region(args.region, generator.geometry)
+    common.check_writable(args.out)
+    view, start = _View.of(args, generator), time.perf_counter()
+    latents = [*columns, *(w for row, mixed in zip(rows, matrix, strict=True) for w in (row, *mixed))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="region: ")  # said above, once
+        cells = [view.pixels(w, args.region) for w in _progress(latents, len(latents), "picture")]
+    with _options_named(), _failures_named(args.out):
+        pictures.save(args.out, _table([np.full_like(cells[0], 255), *cells], len(columns) + 1))
+    _report(args.out, start, pictures=len(cells), size=[view.width, view.height], crossover=crossover)
+    return 0
+
+
+def _table(cells: list[np.ndarray], columns: int) -> np.ndarray:
+    """Pictures of one size, row by row, on white, the first row and column set apart: uint8 [H, W, 3] each."""
+    height, width, _ = cells[0].shape
+    gap = max(2, min(height, width) // 32)
+    rows = len(cells) // columns
+
+    def place(index: int, size: int) -> int:
+        return index * (size + gap) + (gap if index else 0)
+
+    table = np.full((place(rows, height) - gap, place(columns, width) - gap, 3), 255, np.uint8)
+    for index, cell in enumerate(cells):
+        top, left = place(index // columns, height), place(index % columns, width)
+        table[top : top + height, left : left + width] = cell
+    return table
+
+
+@contextlib.contextmanager
+def _options_named() -> Iterator[None]:
+    """What the library finds wrong, as an error that names the option it came from."""
+    try:
+        yield
+    except CommandError:
+        raise
+    except ImportError as error:
+        raise CommandError(f"--out: {error}") from None
+    except ValueError as error:
+        name, _, rest = str(error).partition(": ")
+        raise CommandError(f"--{OPTION_OF.get(name, name)}: {rest}") from None
+
+
+@contextlib.contextmanager
+def _failures_named(out: Path) -> Iterator[None]:
+    """What stands against writing a file, as an error that names the option it came from."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"--out: got {str(out)!r}, which cannot be written ({error})") from None
+
+
+def _progress(items: Iterable, total: int, unit: str) -> tqdm:
+    return tqdm(items, total=total, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+
+def _report(out: Path, start: float, **more: object) -> None:
+    common.say({"out": str(out), **more, "seconds": round(time.perf_counter() - start, 3)})
