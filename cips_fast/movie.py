@@ -15,6 +15,7 @@ from PIL import Image
 
 CRF = 18  # H.264's constant rate factor, 0 to 51: from about here on the loss is hard to see
 WEBP_QUALITY = 90
+SLOWEST = 0.01  # frames a second; GIF holds a frame for 655 s at most
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Movie:
     def __init__(self, path: str | Path, fps: float | Fraction, height: int, width: int):
         self.path = Path(path)
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        self.fps, self.height, self.width = Fraction(_checked(self.path, fps, height, width)), height, width
+        self.fps, self.height, self.width = _checked(self.path, fps, height, width), height, width
         self.frames = 0
         if not self.path.absolute().parent.is_dir():
             raise FileNotFoundError(f"path: got {str(path)!r}, whose folder does not exist")
@@ -152,6 +153,8 @@ class _H264:
     def abort(self) -> None:
         if self.process is not None:
             self.process.kill()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
             self.process.wait()
 
     def _start(self) -> None:
@@ -236,8 +239,8 @@ def _checked(path: Path, fps: float | Fraction, height: int, width: int) -> Frac
     limits = LIMITS.get(path.suffix.lower())
     if limits is None:
         raise ValueError(f"path: got {str(path)!r}, must end in {', '.join(LIMITS)}")
-    if not 0 < fps <= limits.fastest:
-        raise ValueError(f"fps: got {fps}, must be positive and at most {limits.fastest} for {path.suffix}")
+    if not SLOWEST <= fps <= limits.fastest:
+        raise ValueError(f"fps: got {fps}, must be {SLOWEST} to {limits.fastest} for {path.suffix}")
     for name, size in (("height", height), ("width", width)):
         if not 1 <= size <= limits.longest or (limits.even and size % 2):
             even = " and even" if limits.even else ""

@@ -173,7 +173,7 @@ def test_a_zoom_beyond_the_trained_area_warns_once(source, tmp_path):
     ("options", "message"),
     [
         (["--out", "walk.avi"], r"--out: got '.*walk\.avi', must end in \.mp4, \.gif, \.webp"),
-        (["--out", "walk.gif", "--fps", "60"], r"--fps: got 60\.0, must be positive and at most 50 for \.gif"),
+        (["--out", "walk.gif", "--fps", "60"], r"--fps: got 60\.0, must be 0\.01 to 50 for \.gif"),
         (["--fps", "0"], r"--fps: got 0\.0, must be a positive number"),
         (["--seconds", "nan"], "--seconds: got nan, must be a positive number"),
         (["--seconds", "0.05"], r"--seconds: got 0\.05, at 24 frames a second less than 2 frames"),

@@ -162,8 +162,8 @@ def test_an_mp4_without_the_package_names_the_extra(tmp_path, monkeypatch):
     [
         ("walk.avi", 24, 48, 80, r"path: got '.*walk\.avi', must end in \.mp4, \.gif, \.webp"),
         ("walk", 24, 48, 80, "must end in"),
-        ("walk.mp4", 0, 48, 80, r"fps: got 0, must be positive and at most 240 for \.mp4"),
-        ("walk.gif", 60, 48, 80, r"fps: got 60, must be positive and at most 50 for \.gif"),
+        ("walk.mp4", 0, 48, 80, r"fps: got 0, must be 0\.01 to 240 for \.mp4"),
+        ("walk.gif", 60, 48, 80, r"fps: got 60, must be 0\.01 to 50 for \.gif"),
         ("walk.webp", float("nan"), 48, 80, "fps: got nan"),
         ("walk.mp4", 24, 47, 80, r"height: got 47, must be 1 to 16384 and even for \.mp4"),
         ("walk.mp4", 24, 48, 20000, "width: got 20000, must be 1 to 16384 and even"),

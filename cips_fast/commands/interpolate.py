@@ -136,7 +136,7 @@ def _film(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     except KeyboardInterrupt:
         if movie.partial.exists():
             print(f"stopped: {movie.frames} of {frames} frames are in {movie.partial}", file=sys.stderr)
-        return 130
+        raise
     _report(args.out, start, frames=frames, size=[view.width, view.height])
     return 0
 
