@@ -12,11 +12,11 @@ the sources. An MP4 is encoded as frames come; a GIF or a WebP holds all of them
 
 import argparse
 import contextlib
+import itertools
 import math
 import sys
-import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,36 +119,35 @@ class _View:
 def _film(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     """The movie of a walk, a camera's way, or both."""
     frames = round(args.seconds * args.fps)
+    camera = args.zoom is not None or args.pan is not None
+    seeds = args.seeds or (CAMERA_SEEDS if camera else WALK_SEEDS)
+    if len(seeds) == 1 and not camera:
+        raise CommandError(f"--seeds: got {seeds[0]} alone, a walk leads through 2 or more")
     with _options_named():
         regions = _regions(args, generator, frames)
-        w = _walked(args, generator, frames)  # [F, S]
-        for region in (regions[0], regions[-1]):  # what lies between goes no further beyond
+        w = _walked(args, generator, seeds, frames)  # [F, S]
+        for region in {regions[0], regions[-1]}:  # what lies between goes no further beyond
             check_region(region, generator.geometry)
         view = _View.of(args, generator, closest=args.zoom or 1.0)
         common.check_writable(args.out)
         movie = Movie(args.out, args.fps, view.height, view.width)
-    start = time.perf_counter()
     try:
-        with _failures_named(args.out), movie, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="region: ")  # said above, once
-            for style, region in _progress(zip(w, regions, strict=True), frames, "frame"):
+        with _failures_named(args.out), movie, _shown_region():
+            for style, region in tqdm(list(zip(w, regions, strict=True)), unit="frame", leave=False, disable=None):
                 movie.add(view.pixels(style, region))
     except KeyboardInterrupt:
         if movie.partial.exists():
             print(f"stopped: {movie.frames} of {frames} frames are in {movie.partial}", file=sys.stderr)
         raise
-    _report(args.out, start, frames=frames, size=[view.width, view.height])
+    size = {"width": view.width, "height": view.height}
+    common.say({"file": str(args.out)} | size | {"seeds": seeds, "frames": frames, "fps": args.fps})
     return 0
 
 
-def _walked(args: argparse.Namespace, generator: CIPSGenerator, frames: int) -> Tensor:
+def _walked(args: argparse.Namespace, generator: CIPSGenerator, seeds: list[int], frames: int) -> Tensor:
     """Style latents of all frames, [F, S]."""
-    camera = args.zoom is not None or args.pan is not None
-    seeds = args.seeds or (CAMERA_SEEDS if camera else WALK_SEEDS)
-    if len(seeds) == 1 and camera:
-        return common.style_latents(generator, seeds, args.truncation).expand(frames, -1)
     if len(seeds) == 1:
-        raise CommandError(f"--seeds: got {seeds[0]} alone, a walk leads through 2 or more")
+        return common.style_latents(generator, seeds, args.truncation).expand(frames, -1)
     if args.kind == "spherical":
         z = walks.walk(common.latents(generator, seeds), frames, args.kind, closed=args.loop)
         with torch.no_grad():
@@ -174,38 +173,32 @@ def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) ->
 
 def _mix(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     """The picture of a style-mixing matrix, its sources along the first row and column."""
-    rows, columns = (common.style_latents(generator, s, args.truncation) for s in (args.seeds or MIX_SEEDS, args.mix))
+    seeds = args.seeds or MIX_SEEDS
+    rows, columns = (common.style_latents(generator, group, args.truncation) for group in (seeds, args.mix))
     crossover = round(generator.num_layers * EARLY) if args.crossover is None else args.crossover
+    view = _View.of(args, generator)
+    tops, lefts = _places(len(rows) + 1, view.height), _places(len(columns) + 1, view.width)
     with _options_named():
         matrix = walks.mixing(generator, rows, columns, crossover)  # [R, C, L, S]
-        pictures.format_of(args.out)
+        pictures.format_of(args.out, tops[-1] + view.height, lefts[-1] + view.width)
         check_region(args.region, generator.geometry)
     common.check_writable(args.out)
-    view, start = _View.of(args, generator), time.perf_counter()
     latents = [*columns, *(w for row, mixed in zip(rows, matrix, strict=True) for w in (row, *mixed))]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="region: ")  # said above, once
-        cells = [view.pixels(w, args.region) for w in _progress(latents, len(latents), "picture")]
-    with _options_named(), _failures_named(args.out):
-        pictures.save(args.out, _table([np.full_like(cells[0], 255), *cells], len(columns) + 1))
-    _report(args.out, start, pictures=len(cells), size=[view.width, view.height], crossover=crossover)
+    table = np.full((tops[-1] + view.height, lefts[-1] + view.width, 3), 255, np.uint8)
+    corners = list(itertools.product(tops, lefts))[1:]  # the first stays white
+    with _shown_region(), tqdm(latents, unit="picture", leave=False, disable=None) as bar:
+        for (top, left), w in zip(corners, bar, strict=True):
+            table[top : top + view.height, left : left + view.width] = view.pixels(w, args.region)
+    common.save_picture(args.out, table)
+    size = {"width": table.shape[1], "height": table.shape[0]}
+    common.say({"file": str(args.out)} | size | {"seeds": seeds, "mix": args.mix, "crossover": crossover})
     return 0
 
 
-def _table(cells: list[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures of one size, row by row, on white, the first row and column set apart: uint8 [H, W, 3] each."""
-    height, width, _ = cells[0].shape
-    gap = max(2, min(height, width) // 32)
-    rows = len(cells) // columns
-
-    def place(index: int, size: int) -> int:
-        return index * (size + gap) + (gap if index else 0)
-
-    table = np.full((place(rows, height) - gap, place(columns, width) - gap, 3), 255, np.uint8)
-    for index, cell in enumerate(cells):
-        top, left = place(index // columns, height), place(index % columns, width)
-        table[top : top + height, left : left + width] = cell
-    return table
+def _places(count: int, size: int) -> list[int]:
+    """Where pictures of a size begin, side by side, the first set apart from the others."""
+    gap = max(2, size // 32)
+    return [index * (size + gap) + (gap if index else 0) for index in range(count)]
 
 
 @contextlib.contextmanager
@@ -231,9 +224,9 @@ def _failures_named(out: Path) -> Iterator[None]:
         raise CommandError(f"--out: got {str(out)!r}, which cannot be written ({error})") from None
 
 
-def _progress(items: Iterable, total: int, unit: str) -> tqdm:
-    return tqdm(items, total=total, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
-
-
-def _report(out: Path, start: float, **more: object) -> None:
-    common.say({"out": str(out), **more, "seconds": round(time.perf_counter() - start, 3)})
+@contextlib.contextmanager
+def _shown_region() -> Iterator[None]:
+    """Without the warning that every picture would repeat, once `check_region` has given it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="region: ")
+        yield
