@@ -1,0 +1,326 @@
+"""Foveated rendering: pixels dense around a gaze point and sparse away from it, and the others interpolated.
+
+A CIPS generator computes any subset of an image's pixels at that subset's price (Anokhin et al., arXiv 2011.13775, show
+foveated synthesis). `sample_pixels` chooses the subset, `reconstruct` fills the rest, `foveate` does both.
+
+Pixels are chosen by ordered dithering. With a density f and a threshold t, uniform on (0, 1], at each pixel, the n
+pixels of the largest f/t are taken: just n of them, the share min(1, c·f) of any region, and a larger n only adds some.
+
+The thresholds are those of a Bayer matrix as large as the image: where the density is 1, 1/2, 1/4, 1/8, ... the pixels
+are square lattices, upright and turned by 45°, and cubic interpolation between them is a fixed rule. Six images of a
+trained generator, 512², a tenth of their pixels, mean PSNR in decibels:
+
+    interpolation               Bayer   blue noise   white noise
+    `reconstruct`               39.57        38.59         36.11
+    Clough-Tocher (scipy)       39.25        38.92         36.57
+    linear, Delaunay (scipy)    38.44        38.27         36.10
+    pull and push, means        36.94        37.03         35.23
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import lattice
+from .pixels import Evaluator, check_size, evaluate_in_chunks
+
+# Colours are nominally in [-1, 1].
+PEAK_TO_PEAK = 2.0
+# A seed moves the dither matrix by less than this, in pixels, a power of two; `reconstruct` finds the move again.
+SHIFTS = 16
+# Pixels whose thresholds are worked out at a time.
+BAND = 1 << 22
+
+Falloff = Callable[[Tensor], Tensor]
+
+
+def cortical(half_resolution: float = 0.115) -> Falloff:
+    """Density of visual acuity: 1 / (1 + r/e)², the square of the linear cortical magnification 1 / (1 + r/e).
+
+    Acuity halves at e = 2.3° (Geisler and Perry, 1998): where an image fills 40° of the view, 2.3/20 = 0.115.
+
+    Args:
+        half_resolution: e, in half the image's longer side, above 0.
+
+    Raises:
+        ValueError: not above 0.
+    """
+    if not half_resolution > 0:
+        raise ValueError(f"half_resolution: got {half_resolution}, must be above 0")
+    return lambda radius: (1 + radius / half_resolution) ** -2
+
+
+def sample_pixels(
+    height: int,
+    width: int,
+    gaze: tuple[float, float] = (0.0, 0.0),
+    budget: float = 0.1,
+    *,
+    falloff: Falloff | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Pixels whose density falls with their distance from the gaze.
+
+    A larger budget, everything else being equal, gives these pixels and more.
+
+    Args:
+        height, width: pixels.
+        gaze: (x, y), each -1 (first pixel) to 1 (last pixel).
+        budget: share of the image's pixels, above 0 and at most 1.
+        falloff: relative density, at least 0, at distances in half the image's longer side, elementwise; `cortical()`
+            unless given.
+        seed: moves the pattern, 0 by nothing.
+
+    Returns:
+        round(budget·H·W) different indices row·W + column, ascending, int64 [N].
+
+    Raises:
+        ValueError: a size, gaze or budget out of range, a budget of less than half a pixel, or negative densities.
+    """
+    check_size(height, width)
+    if not all(-1 <= position <= 1 for position in gaze):
+        raise ValueError(f"gaze: got {gaze}, must be two numbers from -1 to 1")
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget: got {budget}, must be above 0 and at most 1")
+    count = round(budget * height * width)
+    if count < 1:
+        raise ValueError(f"budget: got {budget}, which is less than one pixel of {height} × {width}")
+    falloff = cortical() if falloff is None else falloff
+    priority = torch.empty(height * width, dtype=torch.float32, device=device)
+    rows_at_once = max(1, BAND // width)
+    for top in range(0, height, rows_at_once):
+        rows = torch.arange(top, min(top + rows_at_once, height), device=device)
+        density = _density(falloff, _radius(rows, height, width, gaze))
+        band = priority[top * width : (top + len(rows)) * width].view(density.shape)
+        torch.div(density, _thresholds(rows, height, width, seed), out=band)
+    return _largest(priority, count)
+
+
+@torch.no_grad()
+def reconstruct(height: int, width: int, pixels: Tensor, colours: Tensor) -> Tensor:
+    """An image from some of its pixels: those stay as they are, the others are interpolated.
+
+    A pyramid of lattices: from fine to coarse, each lattice point takes its pixel where that is known, and else a mean
+    of the known ones nearby, with a weight below 1; from coarse to fine, cubic interpolation fills each lattice, and
+    what is known or estimated there replaces it by its weight (pull and push: Gortler et al., The Lumigraph, 1996).
+    Exact lattices, as `sample_pixels` makes them, are thus interpolated with fourth order; any other set serves too.
+
+    Args:
+        pixels: different indices row·W + column, int64 [N], at least one.
+        colours: theirs, floating-point [N, 3].
+
+    Returns:
+        [H, W, 3], of the colours' dtype and device.
+
+    Raises:
+        ValueError: a shape, or an index outside of the image.
+    """
+    check_size(height, width)
+    if pixels.dim() != 1 or not len(pixels):
+        raise ValueError(f"pixels: got shape {list(pixels.shape)}, must be [N] with N at least 1")
+    if colours.shape != (len(pixels), 3) or not colours.is_floating_point():
+        got = f"{colours.dtype} of shape {list(colours.shape)}"
+        raise ValueError(f"colours: got {got}, must be floating-point of shape [{len(pixels)}, 3]")
+    if not 0 <= int(pixels.min()) <= int(pixels.max()) < height * width:
+        raise ValueError(f"pixels: got {int(pixels.min())} to {int(pixels.max())}, must be 0 to {height * width - 1}")
+    pixels = pixels.to(colours.device)
+    rows, columns = pixels // width, pixels % width
+    up, left = _lattice_origin(rows, columns)
+    known = (slice(None), rows + up, columns + left)
+    image = colours.new_zeros(3, height + up, width + left)
+    weight = colours.new_zeros(1, height + up, width + left)
+    image[known], weight[known] = colours.T, 1
+    levels = _pull(image, weight)
+
+    def settle(level: int) -> None:
+        if level:
+            image[:, :: 1 << level, :: 1 << level].lerp_(*levels[level])
+        else:
+            image[known] = colours.T
+
+    coarsest = len(levels) - 1
+    image[:, :: 1 << coarsest, :: 1 << coarsest] = levels[coarsest][0]
+    for level in reversed(range(coarsest)):
+        for fill in (lattice.fill_centres, lattice.fill_edges):
+            for plane in image.split(1):  # a colour at a time, which takes less memory
+                fill(plane, 2 << level)
+            settle(level)
+    return image[:, up:, left:].permute(1, 2, 0).contiguous()
+
+
+@dataclass(frozen=True)
+class FoveationError:
+    """How far a foveated image lies from the full one: root mean square, and PSNR in decibels with a peak of 2."""
+
+    psnr: float
+    rmse: float
+    gaze_psnr: float
+    gaze_rmse: float
+    periphery_psnr: float
+    periphery_rmse: float
+
+
+@dataclass(frozen=True)
+class Foveated:
+    """A foveated image.
+
+    Attributes:
+        image: colours, [H, W, 3].
+        evaluated: which pixels the generator computed, bool [H, W].
+        gaze: (x, y) from -1 to 1.
+    """
+
+    image: Tensor
+    evaluated: Tensor
+    gaze: tuple[float, float]
+
+    def error(self, full: Tensor, gaze_radius: float = 0.25) -> FoveationError:
+        """Compare with the image [H, W, 3] of which every pixel was computed.
+
+        Args:
+            gaze_radius: what counts as the gaze's region, in half the image's longer side. A region without pixels has
+                an error of NaN.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if full.shape != self.image.shape:
+            raise ValueError(f"full: got shape {list(full.shape)}, must be {list(self.image.shape)}")
+        height, width = self.evaluated.shape
+        radius = _radius(torch.arange(height, device=self.image.device), height, width, self.gaze)
+        squared = (self.image - full.to(self.image.device)).double().square().mean(-1)  # [H, W]
+        regions = (squared, squared[radius <= gaze_radius], squared[radius > gaze_radius])
+        rmse = [region.mean().sqrt() for region in regions]
+        pairs = [(float(20 * torch.log10(PEAK_TO_PEAK / error)), float(error)) for error in rmse]
+        return FoveationError(*(number for pair in pairs for number in pair))
+
+
+@torch.no_grad()
+def foveate(
+    evaluate: Evaluator,
+    height: int,
+    width: int,
+    gaze: tuple[float, float] = (0.0, 0.0),
+    budget: float = 0.1,
+    *,
+    falloff: Falloff | None = None,
+    seed: int = 0,
+    chunk: int = 1 << 16,
+    device: torch.device | str | None = None,
+) -> Foveated:
+    """Render a share of an image's pixels and interpolate the others.
+
+    Args:
+        evaluate: see `cips_fast.pixels.Evaluator`.
+        chunk: pixels that `evaluate` is asked for at a time.
+        device: where indices are made; the image is on that of the colours.
+        height, width, gaze, budget, falloff, seed: see `sample_pixels`.
+
+    Raises:
+        ValueError: as `sample_pixels`, or colours of another shape than [N, 3].
+    """
+    pixels = sample_pixels(height, width, gaze, budget, falloff=falloff, seed=seed, device=device)
+    colours = evaluate_in_chunks(evaluate, pixels // width, pixels % width, chunk)
+    evaluated = torch.zeros(height * width, dtype=torch.bool, device=colours.device)
+    evaluated[pixels.to(colours.device)] = True
+    return Foveated(reconstruct(height, width, pixels, colours), evaluated.view(height, width), gaze)
+
+
+def _density(falloff: Falloff, radius: Tensor) -> Tensor:
+    density = falloff(radius)
+    if density.shape != radius.shape or not bool((density >= 0).all()):
+        raise ValueError(f"falloff: it gave {density}, must be at least 0 and of shape {list(radius.shape)}")
+    return density.float()
+
+
+def _radius(rows: Tensor, height: int, width: int, gaze: tuple[float, float]) -> Tensor:
+    """Distance of rows of pixels [R] from the gaze, in half the image's longer side, [R, W]."""
+    x = torch.arange(width, dtype=torch.float32, device=rows.device) - (gaze[0] + 1) / 2 * (width - 1)
+    y = rows.float() - (gaze[1] + 1) / 2 * (height - 1)
+    return torch.hypot(y[:, None], x) / (max(height, width) / 2)
+
+
+def _thresholds(rows: Tensor, height: int, width: int, seed: int) -> Tensor:
+    """Rows [R] of a Bayer matrix as large as the image, moved by the seed: uniform on (0, 1], [R, W].
+
+    Its children's order is (0, 0), (1, 1), (1, 0), (0, 1): digit 2·(x ⊕ y) + y in base 4, of the lowest bit first.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    up, left = torch.randint(SHIFTS, (2,), generator=rng).tolist() if seed else (0, 0)
+    bits = (max(height, width) + SHIFTS).bit_length()
+    low_first = _digits_low_bit_first(bits).to(rows.device)
+    y = (rows + up)[:, None]
+    x = torch.arange(left, left + width, device=rows.device)
+    rank = 2 * low_first[x ^ y] + low_first[y]  # [R, W], 0 to 4^bits - 1
+    return ((rank + 1).double() / 4**bits).float()
+
+
+def _digits_low_bit_first(bits: int) -> Tensor:
+    """Of every number below 2^bits, its bits as digits of base 4, the lowest the most significant; int64 [2^bits]."""
+    numbers = torch.arange(1 << bits)
+    digits = torch.zeros_like(numbers)
+    for bit in range(bits):
+        digits = 4 * digits + (numbers >> bit & 1)
+    return digits
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest of values [N], ascending; among equals the first."""
+    least = torch.kthvalue(values, len(values) - count + 1).values
+    chosen = values > least
+    equal = torch.nonzero(values == least)[:, 0]
+    chosen[equal[: count - int(chosen.sum())]] = True
+    return torch.nonzero(chosen)[:, 0]
+
+
+def _lattice_origin(rows: Tensor, columns: Tensor) -> tuple[int, int]:
+    """By how many rows and columns pixels [N] are to be moved so that the coarsest lattice among them starts at 0.
+
+    Bit by bit: of the four lattices of twice the spacing, the one that holds most pixels.
+    """
+    row = column = 0
+    spacing = 1
+    while spacing < SHIFTS:
+        part = (rows // spacing % 2) * 2 + columns // spacing % 2
+        best = int(torch.bincount(part, minlength=4).argmax())
+        row, column = row + spacing * (best // 2), column + spacing * (best % 2)
+        spacing *= 2
+        inside = (rows % spacing == row) & (columns % spacing == column)
+        rows, columns = rows[inside], columns[inside]
+    return -row % SHIFTS, -column % SHIFTS
+
+
+def _pull(image: Tensor, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Estimates on lattices of spacing 1, 2, 4, ..., until one is all known or a single point.
+
+    Args:
+        image: colours where they are known, and zero elsewhere, [3, H, W].
+        weight: 1 there, and zero elsewhere, [1, H, W].
+
+    Returns:
+        Colours [3, h, w] and weights [1, h, w], which are 1 where the colour is that of the lattice point's own pixel.
+    """
+    levels = [(image, weight)]
+    weighted = image
+    while max(weight.shape[1:]) > 1 and not bool((weight == 1).all()):
+        exact = weight[:, ::2, ::2] == 1
+        sums, weight = (_halve(_halve(values, 1), 2) for values in (weighted, weight))
+        means = sums.div_(weight.clamp_min(torch.finfo(weight.dtype).tiny))
+        image = torch.where(exact, image[:, ::2, ::2], means)
+        weight = torch.where(exact, 1, weight.clamp_max(0.99))
+        weighted = image * weight
+        levels.append((image, weight))
+    return levels
+
+
+def _halve(values: Tensor, dim: int) -> Tensor:
+    """Every second value of a dimension, plus half of each of its two neighbours."""
+    even, odd = (values[:, start::2] if dim == 1 else values[:, :, start::2] for start in (0, 1))
+    before, behind = odd.shape[dim], min(odd.shape[dim], even.shape[dim] - 1)
+    halved = even.clone()
+    halved.narrow(dim, 0, before).add_(odd, alpha=0.5)
+    halved.narrow(dim, 1, behind).add_(odd.narrow(dim, 0, behind), alpha=0.5)
+    return halved
