@@ -1,0 +1,131 @@
+"""Few pixels, most of them where one looks, and the others interpolated; or the whole image from coarse to fine.
+
+    python -m cips_fast foveate runs/mine --size 1024 --gaze 0.3,-0.4 --budget 0.1 --out gaze.png --compare
+
+writes gaze.png, gaze-mask.png (white: computed), with --compare also gaze-full.png, and prints how far the two are
+apart: root mean square and PSNR in decibels, of all pixels, of those near the gaze (within a quarter of half the longer
+side) and of the rest. --progressive FOLDER writes a picture for each pass from coarse to fine; none computes a pixel
+again.
+"""
+
+import argparse
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from .. import pictures
+from ..anytime import progressive
+from ..foveation import Foveated, cortical, foveate
+from ..render import Renderer
+from .common import (
+    CommandError,
+    add_out,
+    add_seeds,
+    add_source,
+    add_view,
+    check_writable,
+    open_generator,
+    parse_numbers,
+    renderers_of,
+    save_picture,
+    say,
+    style_latents,
+)
+
+HELP = "few pixels, most of them where one looks; or an image from coarse to fine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `foveate`."""
+    add_source(parser)
+    add_seeds(parser)
+    add_view(parser)
+    add_out(parser, "foveated.png", "the picture")
+    parser.add_argument(
+        *("--gaze",), type=parse_numbers(2), default=(0.0, 0.0), metavar="X,Y",
+        help="where one looks, -1,-1 (first pixel) to 1,1 (last); --gaze=… where it begins with a minus (default: 0,0)",
+    )  # fmt: skip
+    parser.add_argument("--budget", type=float, default=0.1, help="share of the pixels to compute (%(default)s)")
+    parser.add_argument(
+        *("--falloff",), type=float, default=0.115, metavar="R",
+        help="how far away resolution halves, in half the longer side (%(default)s: 2.3° of an image of 40°)",
+    )  # fmt: skip
+    parser.add_argument("--compare", action="store_true", help="compute the full picture too, and the error")
+    parser.add_argument("--progressive", type=Path, metavar="FOLDER", help="write a picture a pass, coarse to fine")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render, and say where to, and how well."""
+    if len(args.seeds) != 1:
+        raise CommandError(f"--seed: got {len(args.seeds)} of them, must be one")
+    generator = open_generator(args)
+    renderer = renderers_of(args, generator, style_latents(generator, args.seeds, args.truncation))[0]
+    _check(args, renderer)
+    foveated, seconds = _foveate(args, renderer)
+    save_picture(args.out, _pixels(foveated.image))
+    save_picture(_beside(args.out, "mask"), _pixels(foveated.evaluated[..., None].expand(-1, -1, 3) * 2.0 - 1))
+    record = {"file": str(args.out), "pixels": int(foveated.evaluated.sum()), "of": foveated.evaluated.numel()}
+    record["seconds"] = round(seconds, 3)
+    full = _passes(renderer, args.progressive) if args.progressive else None
+    if args.compare:
+        full = renderer.image().permute(1, 2, 0) if full is None else full
+        save_picture(_beside(args.out, "full"), _pixels(full))
+        record |= _error(foveated, full)
+    say(record)
+    return 0
+
+
+def _check(args: argparse.Namespace, renderer: Renderer) -> None:
+    """Raise CommandError before anything is computed that cannot be written."""
+    try:
+        pictures.format_of(args.out, renderer.height, renderer.width)
+    except ValueError as error:
+        raise CommandError(f"--{error}") from None
+    check_writable(args.out)
+    if args.progressive:
+        try:
+            args.progressive.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            folder = str(args.progressive)
+            raise CommandError(f"--progressive: got {folder!r}, which is no folder ({error.strerror})") from None
+
+
+def _foveate(args: argparse.Namespace, renderer: Renderer) -> tuple[Foveated, float]:
+    """The picture, and the seconds that it took."""
+    started = time.perf_counter()
+    try:
+        falloff = cortical(args.falloff)
+        foveated = foveate(renderer.pixels, renderer.height, renderer.width, args.gaze, args.budget, falloff=falloff)
+    except ValueError as error:
+        raise CommandError(f"--{error}".replace("--half_resolution", "--falloff")) from None
+    return foveated, time.perf_counter() - started
+
+
+def _passes(renderer: Renderer, folder: Path) -> Tensor:
+    """Write every pass, say when it was there, and return the last one, [H, W, 3]."""
+    started = time.perf_counter()
+    for number, one in enumerate(progressive(renderer.pixels, renderer.height, renderer.width)):
+        seconds = round(time.perf_counter() - started, 3)
+        path = folder / f"pass-{number}-every-{one.spacing}.png"
+        save_picture(path, _pixels(one.image))
+        say({"file": str(path), "pixels": one.evaluated, "of": one.total, "seconds": seconds})
+    return one.image
+
+
+def _error(foveated: Foveated, full: Tensor) -> dict[str, float | None]:
+    """The error's numbers, null where JSON has none: no difference at all, or a region without pixels."""
+    numbers = asdict(foveated.error(full))
+    return {name: round(number, 6) if math.isfinite(number) else None for name, number in numbers.items()}
+
+
+def _beside(path: Path, name: str) -> Path:
+    """`gaze-mask.png` for `gaze.jpg`: what a picture is compared with is lossless."""
+    return path.with_name(f"{path.stem}-{name}.png")
+
+
+def _pixels(rgb: Tensor):
+    """Colours [H, W, 3] as uint8."""
+    return pictures.to_pixels(rgb.permute(2, 0, 1))
