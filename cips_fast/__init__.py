@@ -8,9 +8,9 @@ if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
 
 from . import functional, grids, render
-from .checkpoint import load_published
 from .generator import CIPSGenerator
 from .modules import FourierEncoding, Mapping, ModFC, ToRGB
+from .published import load_published
 
 __all__ = [
     "CIPSGenerator",

@@ -1,10 +1,11 @@
-"""Published checkpoints: recorded outputs, the formulas stated again, and dicts that do not fit."""
+"""Published checkpoints: recorded outputs, the formulas stated again, the way back, and dicts that do not fit."""
 
 import pytest
 import torch
 
-from cips_fast import grids, load_published
+from cips_fast import CIPSGenerator, grids, load_published
 from cips_fast.kernels.device import standing_in
+from cips_fast.published import save_published, to_published
 
 from .golden_cases import load_case
 from .published_formulas import draw_state, images
@@ -128,6 +129,78 @@ def test_noise_of_a_checkpoint_is_used():
     noisy = load_published(state | {"conv1.noise.weight": torch.tensor([0.3])})
     assert noisy.noise_strength.tolist() == pytest.approx([0.3, 0, 0, 0, 0])
     assert (noisy(z) - quiet(z)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["cips_skip_16", "cips_res_16"])
+def test_recorded_names_and_shapes_come_back(name):
+    state, _, _ = load_case(name)
+    back = to_published(load_published(state))
+    assert back.keys() == state.keys()
+    for key, tensor in state.items():
+        assert back[key].shape == tensor.shape
+        assert torch.equal(back[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "activation"),
+    [("skip", 8, "sin"), ("res", 8, "sinrelu"), ("res", 128, "lrelu"), ("skip", 128, "lrelu")],
+)
+def test_every_class_and_activation_comes_back(variant, size, activation):
+    state = draw_state(variant, size, activation, seed=3, hidden=48, style=40, scale_widths=1 / 8, mapping=3)
+    back = to_published(load_published(state, activation=activation))
+    assert {key: list(tensor.shape) for key, tensor in back.items()} == {k: list(t.shape) for k, t in state.items()}
+    assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "res", "integer_coords": True}, {"activation": "sin"}], ids=str)
+def test_a_generator_of_ours_comes_back_from_a_published_file(tmp_path, options):
+    torch.manual_seed(2)
+    generator = CIPSGenerator(8, width=12, style_features=16, align_corners=False, **options).eval()
+    save_published(generator, tmp_path / "g.pt")
+    told = {name: value for name, value in options.items() if name != "variant"}
+    again = load_published(tmp_path / "g.pt", **told)
+    z = torch.randn(2, 16)
+    points = torch.rand(40, 2) * 2.2 - 1.1
+    with torch.no_grad():
+        assert torch.equal(again(z), generator(z))
+        assert torch.equal(again.synthesis(again.mapping(z), points), generator.synthesis(generator.mapping(z), points))
+    assert (again.config["noise"], again.variant) == (False, generator.variant)
+
+
+def test_what_comes_back_is_a_copy():
+    generator = CIPSGenerator(8, width=12, style_features=16, align_corners=False)
+    back = to_published(generator)
+    with torch.no_grad():
+        generator.layers[0].weight.zero_()
+        generator.encoding.freq.zero_()
+        generator.encoding.embedding.zero_()
+    assert all(back[name].any() for name in ("conv1.conv.weight", "lff.ffm.conv.weight", "emb.input"))
+
+
+def test_only_noise_that_is_used_comes_back():
+    generator = CIPSGenerator(8, width=12, style_features=16, align_corners=False, noise=True)
+    with torch.no_grad():
+        generator.noise_strength.copy_(torch.tensor([0.1, 0.0, 0.3, 0.4, 0.5]))
+    again = load_published(to_published(generator))
+    assert again.noise
+    assert torch.equal(again.noise_strength, generator.noise_strength)
+    generator.noise = False
+    again = load_published(to_published(generator))
+    assert not again.noise
+    assert not again.noise_strength.any()
+
+
+@pytest.mark.parametrize(
+    ("generator", "words"),
+    [
+        (CIPSGenerator(8, width=4, style_features=4), "align_corners: got True, .* only be of False"),
+        (CIPSGenerator(8, width=4, style_features=4, align_corners=False).double(), "dtype: got torch.float64"),
+    ],
+)
+def test_generators_that_the_published_code_does_not_have_are_refused(generator, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        save_published(generator, tmp_path / "g.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def damaged(**changes):

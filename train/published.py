@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cips_fast.checkpoint import check_names_and_shapes, published_state
+from cips_fast.checkpoint import check_names_and_shapes
+from cips_fast.published import published_state
 
 from .discriminator import BLUR_TAPS, Discriminator
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import pictures
-from ..checkpoint import load, load_published
+from ..checkpoint import load
 from ..generator import ACTIVATIONS, CIPSGenerator
 from ..grids import WHOLE
+from ..published import load_published
 from ..render import Renderer, with_bicubic_embedding
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
