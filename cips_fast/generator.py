@@ -150,6 +150,11 @@ class CIPSGenerator(nn.Module):
         """ModFC layers, and with it the number of styles a per-layer latent holds."""
         return len(self.layers)
 
+    @property
+    def tapped(self) -> list[int]:
+        """Places of the layers that the RGB taps read."""
+        return list(range(2, self.num_layers, 2)) if self.variant == "skip" else [self.num_layers - 1]
+
     def native_grid(self) -> Tensor:
         """Coordinates of the native resolution, [size, size, 2], or [size, 2·size, 2] on a cylinder."""
         device = self.mean_latent.device
@@ -247,10 +252,13 @@ class CIPSGenerator(nn.Module):
             raise ValueError(f"w: got shape {list(w.shape)}, must be {wanted}")
         modulated = [*self.layers, *self.to_rgb]
         if per_layer:
-            tapped = range(2, self.num_layers, 2) if self.variant == "skip" else [self.num_layers - 1]
-            w = w[:, [*range(self.num_layers), *tapped]]
+            w = w[:, [*range(self.num_layers), *self.tapped]]
         with without_autocast(w):
             styles = affine_styles([layer.affine for layer in modulated], w)
+        return self.network_of(styles)
+
+    def network_of(self, styles: Sequence[Tensor]) -> Network:
+        """What lies between coordinates and colours for the styles [B, I] of all layers and then of all RGB taps."""
         return Network(
             self.encoding.freq,
             self.encoding.phase,

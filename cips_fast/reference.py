@@ -104,7 +104,12 @@ def mod_fc_ref(
 
 
 def synthesis_ref(
-    network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype | None = None
+    network: Network,
+    coords: Tensor,
+    at: Tensor | None = None,
+    *,
+    activation: str = "lrelu",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """A whole network, layer after layer.
 
@@ -112,6 +117,7 @@ def synthesis_ref(
         network: its parameters.
         coords: [B|1, P, D].
         at: where the table is read [B|1, P, 2]; the coordinates themselves unless given.
+        activation: of the layers; see `activate_ref`.
         dtype: of everything after the encoding; that of the coordinates unless given.
 
     Returns:
@@ -125,7 +131,7 @@ def synthesis_ref(
     rgb, before = 0, x
     for place, (weight, style, bias) in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
         before = x if place % 2 else before
-        x = mod_fc_ref(x, weight.to(x.dtype), style.to(x.dtype), bias)
+        x = mod_fc_ref(x, weight.to(x.dtype), style.to(x.dtype), bias, activation=activation)
         if network.residual and place and place % 2 == 0:
             same = before.shape[-1] == x.shape[-1]
             x = (x + (before if same else before @ next(shortcuts).to(x.dtype).mT)) / math.sqrt(2)

@@ -1,0 +1,235 @@
+"""The synthesis network for other runtimes: `torch.export` programs and ONNX files."""
+
+import contextlib
+import copy
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from . import reference as ref
+from .generator import CIPSGenerator
+
+SMALLEST_OPSET = 18
+# One protobuf message holds 2 GiB at most; weights beyond this go to a file of their own.
+EXTERNAL_DATA_FROM = 1 << 30
+COMPARED_SIZES = ((1, 1), (2, 3), (1, 1000), (3, 257))  # (images, points)
+
+Render = Callable[[Tensor, Tensor], Tensor]
+
+
+class Synthesis(nn.Module):
+    """(w, coords) -> rgb by the formulas of `cips_fast.reference`, on the CPU: what is exported.
+
+    It has the generator's parameters without those of the mapping, and shares their memory where they are on a CPU.
+
+    Args:
+        generator: with parameters in float32 and without noise.
+
+    Raises:
+        ValueError: another generator.
+    """
+
+    def __init__(self, generator: CIPSGenerator):
+        super().__init__()
+        if generator.noise:
+            raise ValueError("noise: got True, must be False: an exported network draws none (generator.noise = False)")
+        dtype = generator.encoding.freq.dtype
+        if dtype != torch.float32:
+            raise ValueError(f"dtype: got {dtype}, must be torch.float32 (generator.float())")
+        parameters = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in generator.parameters()}
+        self.generator = copy.deepcopy(generator, parameters).eval()  # deepcopy takes these for copies that it made
+        del self.generator.mapping, self.generator.mean_latent, self.generator.noise_strength
+
+    def forward(self, w: Tensor, coords: Tensor) -> Tensor:
+        """w [B, S] or [B, L, S], coords [P, 2] or [B, P, 2] -> rgb [B, P, 3]."""
+        generator = self.generator
+        affines = [layer.affine for layer in [*generator.layers, *generator.to_rgb]]
+        places = [*range(generator.num_layers), *generator.tapped]
+        latents = [w] * len(affines) if w.dim() == 2 else [w[:, place] for place in places]
+        styles = [ref.linear_ref(one, a.weight, a.bias) for one, a in zip(latents, affines, strict=True)]
+        points, at = generator.encoding.points(coords if coords.dim() == 3 else coords[None])
+        return ref.synthesis_ref(generator.network_of(styles), points, at, activation=generator.activation)
+
+
+def export_program(
+    generator: CIPSGenerator, *, per_layer: bool = False, coords_per_image: bool = False
+) -> ExportedProgram:
+    """The synthesis network as a program of plain ATen operators, on the CPU, in float32.
+
+    It is called as `program.module()(w, coords)`, for any number of images and of pixels. Points are a list, read as
+    `CIPSGenerator.synthesis` reads one: x first, in [-1, 1] on the native grid, or in pixels with `integer_coords`.
+
+    Args:
+        generator: see `Synthesis`.
+        per_layer: w is one latent a layer [B, num_layers, S] instead of one for all [B, S].
+        coords_per_image: every image has points of its own [B, P, 2], instead of all the same [P, 2].
+
+    Returns:
+        (w, coords) -> rgb [B, P, 3], nominally in [-1, 1].
+
+    Raises:
+        ValueError: as `Synthesis`.
+    """
+    module = Synthesis(generator)
+    images, points = 3, 5  # unlike each other and 1, so that no two sizes are taken for one
+    w = torch.zeros(images, *[generator.num_layers] * per_layer, generator.style_features)
+    coords = torch.zeros(*[images] * coords_per_image, points, 2)
+    named = _open_sizes(coords_per_image)
+    sizes = {tensor: {place: Dim(name) for place, name in names.items()} for tensor, names in named.items()}
+    with torch.no_grad():
+        return torch.export.export(module, (w, coords), dynamic_shapes=sizes, strict=False)
+
+
+def export_onnx(
+    generator: CIPSGenerator,
+    path: str | Path,
+    *,
+    per_layer: bool = False,
+    coords_per_image: bool = False,
+    opset: int | None = None,
+    external_data_from: int = EXTERNAL_DATA_FROM,
+) -> None:
+    """Write the synthesis network as an ONNX file: inputs `w` and `coords`, output `rgb`, all float32.
+
+    Shapes and meaning are those of `export_program`; the generator's configuration is the metadata entry `cips_fast`.
+    A network with a large embedding may not fit one file: then its weights lie beside it in `<name>.data`, which has to
+    keep its name and stay in that folder.
+
+    Args:
+        generator, per_layer, coords_per_image: as in `export_program`.
+        path: of the file.
+        opset: ONNX operator set, at least 18; that which the installed PyTorch writes unless given.
+        external_data_from: bytes of weights from which on they go to a file of their own.
+
+    Raises:
+        ImportError: the packages onnx and onnxscript are not there.
+        ValueError: as `Synthesis`, or an operator set that cannot be written.
+    """
+    defs, onnxscript = _import("onnx.defs"), _import("onnxscript")
+    newest = defs.onnx_opset_version()
+    if opset is not None and not SMALLEST_OPSET <= opset <= newest:
+        raise ValueError(f"opset: got {opset}, must be {SMALLEST_OPSET} to {newest}")
+
+    def read_cells(table: Any, indices: Any) -> Any:
+        """The embedding's cells [..., 4] -> [..., 4, C]; the exporter's own way turns all of them about twice."""
+        (cells,) = indices
+        return onnxscript.opset18.Gather(table, cells, axis=0)
+
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            export_program(generator, per_layer=per_layer, coords_per_image=coords_per_image),
+            dynamo=True,
+            verbose=False,
+            optimize=False,  # its rules take the 1e-8 of the demodulation for a zero
+            opset_version=opset,
+            input_names=["w", "coords"],
+            output_names=["rgb"],
+            dynamic_shapes=_open_sizes(coords_per_image),
+            custom_translation_table={torch.ops.aten.index.Tensor: read_cells},
+        )
+    model = program.model
+    written = model.opset_imports[""]
+    if opset not in (None, written):
+        raise ValueError(f"opset: got {opset}, which the installed exporter cannot write; it writes {written}")
+    onnxscript.optimizer.fold_constants(model)
+    onnxscript.optimizer.remove_unused_nodes(model)
+    _import("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(model)  # where our sources lay, and more
+    model.metadata_props["cips_fast"] = json.dumps(generator.config)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    program.save(str(path), external_data=size >= external_data_from)
+
+
+def open_onnx(path: str | Path) -> Render:
+    """A file that `export_onnx` wrote, run by onnxruntime on the CPU: (w, coords) -> rgb, float32.
+
+    Raises:
+        ImportError: the package onnxruntime is not there.
+        ValueError: it cannot run the file.
+    """
+    onnxruntime = _import("onnxruntime")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many classes, which have no common one but this
+        raise ValueError(f"ONNX: got {str(path)!r}, which onnxruntime cannot run ({error})") from None
+
+    def render(w: Tensor, coords: Tensor) -> Tensor:
+        (rgb,) = session.run(["rgb"], {"w": w.numpy(), "coords": coords.numpy()})
+        return torch.from_numpy(rgb)
+
+    return render
+
+
+@torch.no_grad()
+def largest_difference(
+    generator: CIPSGenerator, render: Render, *, per_layer: bool = False, coords_per_image: bool = False
+) -> float:
+    """How far a rendering of random latents and points is from the generator's own, at several numbers of both.
+
+    Points lie on the native grid and a tenth beyond; noise is drawn from the same seed.
+
+    Args:
+        generator: it renders with its own backend, on its device.
+        render: (w, coords) -> rgb [B, P, 3], on the CPU, with shapes as in `export_program`.
+        per_layer, coords_per_image: as in `export_program`.
+
+    Returns:
+        The largest difference of two colours, as a share of the largest colour where that is beyond 1; NaN where a
+        colour is NaN.
+    """
+    rng = torch.Generator().manual_seed(0)
+    grid = generator.native_grid()
+    device, first, last = grid.device, grid[0, 0].cpu(), grid[-1, -1].cpu()
+    differences = []
+    for images, points in COMPARED_SIZES:
+        z = torch.randn(images, generator.num_layers if per_layer else 1, generator.style_features, generator=rng)
+        w = generator.mapping(z.to(device)) if per_layer else generator.mapping(z[:, 0].to(device))
+        where = torch.rand(images if coords_per_image else 1, points, 2, generator=rng) * 1.2 - 0.1
+        coords = first + where * (last - first)  # [B|1, P, 2]
+        coords = coords if coords_per_image else coords[0]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            wanted = generator.synthesis(w, coords.to(device)).cpu()
+            torch.manual_seed(0)
+            got = render(w.cpu(), coords)
+        differences.append((got - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+    return torch.stack(differences).max().item()
+
+
+def _open_sizes(coords_per_image: bool) -> dict[str, dict[int, str]]:
+    """Names of the dimensions of w and of coords that an exported network leaves open."""
+    points = {0: "batch", 1: "pixels"} if coords_per_image else {0: "pixels"}
+    return {"w": {0: "batch"}, "coords": points}
+
+
+def _import(name: str) -> ModuleType:
+    """A module of the optional packages."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise ImportError(f"ONNX needs the package {package}: pip install -e '.[export]'") from None
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not installed and on operator sets and names it chose."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
