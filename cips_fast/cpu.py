@@ -107,7 +107,7 @@ def _has_post_op(dtype: torch.dtype) -> bool:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """[g, N, K] by [g, K, M]; one of them is no batch to PyTorch, whose single products are faster."""
+    """[g, N, K] by [g, K, M]; a single one goes to the plain product, which large ones are faster by."""
     return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 

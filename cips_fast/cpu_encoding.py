@@ -1,4 +1,4 @@
-"""Encodings of coordinates on a CPU, forward and backward.
+"""Encodings of coordinates on a CPU, forward and backward: waves and a learned table, as `reference` has them.
 
 B images   P pixels   n pixels of a tile   D coordinate dims   C channels of each half of the encoding
 """

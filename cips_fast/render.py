@@ -1,7 +1,8 @@
 """Images of any size from one generator, a piece at a time, in memory that does not grow with the image.
 
-Every pixel is computed on its own, so that a rectangle or a handful of pixels costs what it is, and in float32 on one
-backend it is bit for bit what the whole image has there.
+Every pixel is computed on its own, so that a rectangle or a handful of pixels costs what it is, and in float32 on a CPU
+it is bit for bit what the whole image has there. On a GPU a kernel is chosen by the number of pixels, and it agrees to
+rounding.
 """
 
 import copy

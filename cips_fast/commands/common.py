@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -78,8 +79,9 @@ def renderers_of(args: argparse.Namespace, generator: CIPSGenerator, latents: It
     """What the arguments of `add_view` ask for, of latents [S] or [num_layers, S]."""
     width, height = args.size or native_size(generator)
     if args.embedding == "bicubic":
+        magnified = 2 / abs(args.region[3] - args.region[1]) if args.region[3] != args.region[1] else 1
         cells = generator.encoding.embedding.shape[0]
-        generator = with_bicubic_embedding(generator, -(-height // cells))
+        generator = with_bicubic_embedding(generator, max(1, math.ceil(height * magnified / cells)))
     try:
         dtype = PRECISIONS[args.precision]
         return [Renderer(generator, w, height, width, args.region, dtype=dtype) for w in latents]
