@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -51,6 +52,15 @@ def add_seeds(parser: argparse.ArgumentParser, default: str = "0") -> None:
     parser.add_argument(
         "--truncation", type=float, default=1.0, help="0 for the mean image … 1 for all that was learned (%(default)s)"
     )
+
+
+def add_latents(parser: argparse.ArgumentParser, default: str = "0") -> None:
+    """Arguments `--latents`, and those of `add_seeds`, for `chosen_latents`."""
+    add_seeds(parser, default)
+    parser.add_argument(
+        *("--latents",), type=Path, nargs="+", default=[], metavar="FILE",
+        help="latents that `project` found, in place of seeds",
+    )  # fmt: skip
 
 
 def add_view(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +185,37 @@ def latents(generator: CIPSGenerator, seeds: Sequence[int]) -> Tensor:
 def style_latents(generator: CIPSGenerator, seeds: Sequence[int], truncation: float = 1.0) -> Tensor:
     """w of the seeds' latents: [N, S], the same on every device up to rounding."""
     return generator.truncate(generator.mapping(latents(generator, seeds)), truncation)
+
+
+@torch.no_grad()
+def chosen_latents(args: argparse.Namespace, generator: CIPSGenerator) -> Tensor:
+    """w of the arguments of `add_latents`: [N, S], or [N, num_layers, S] where a file has one a layer.
+
+    Raises:
+        CommandError: a file that has no latent of this generator.
+    """
+    if not args.latents:
+        return style_latents(generator, args.seeds, args.truncation)
+    found = [_read_latent(path, generator) for path in args.latents]
+    if len({w.dim() for w in found}) > 1:
+        found = [w.expand(generator.num_layers, -1) for w in found]
+    return generator.truncate(torch.stack(found).to(generator.mean_latent), args.truncation)
+
+
+def _read_latent(path: Path, generator: CIPSGenerator) -> Tensor:
+    """[S] or [num_layers, S]."""
+    layers, features = generator.num_layers, generator.style_features
+    try:
+        w = safetensors.torch.load_file(path)["w"]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        reason = "it has no tensor 'w'" if isinstance(error, KeyError) else error
+        raise CommandError(f"--latents: got {str(path)!r}, which is not what `project` writes ({reason})") from None
+    if tuple(w.shape) not in ((1, features), (1, layers, features)):
+        raise CommandError(
+            f"--latents: got {list(w.shape)} in {str(path)!r}, must be {[1, features]} or {[1, layers, features]}: "
+            "another generator's?"
+        )
+    return w[0]
 
 
 def check_writable(path: Path) -> None:

@@ -22,17 +22,17 @@ from ..foveation import Foveated, cortical, foveate
 from ..render import Renderer
 from .common import (
     CommandError,
+    add_latents,
     add_out,
-    add_seeds,
     add_source,
     add_view,
     check_writable,
+    chosen_latents,
     open_generator,
     parse_numbers,
     renderers_of,
     save_picture,
     say,
-    style_latents,
 )
 
 HELP = "few pixels, most of them where one looks; or an image from coarse to fine"
@@ -41,7 +41,7 @@ HELP = "few pixels, most of them where one looks; or an image from coarse to fin
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `foveate`."""
     add_source(parser)
-    add_seeds(parser)
+    add_latents(parser)
     add_view(parser)
     add_out(parser, "foveated.png", "the picture")
     parser.add_argument(
@@ -59,10 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Render, and say where to, and how well."""
-    if len(args.seeds) != 1:
-        raise CommandError(f"--seed: got {len(args.seeds)} of them, must be one")
+    count = len(args.latents or args.seeds)
+    if count != 1:
+        raise CommandError(f"--{'latents' if args.latents else 'seed'}: got {count} of them, must be one")
     generator = open_generator(args)
-    renderer = renderers_of(args, generator, style_latents(generator, args.seeds, args.truncation))[0]
+    renderer = renderers_of(args, generator, chosen_latents(args, generator))[0]
     _check(args, renderer)
     foveated, seconds = _foveate(args, renderer)
     save_picture(args.out, _pixels(foveated.image))

@@ -43,7 +43,7 @@ OPTION_OF = {"path": "out", "height": "size: height", "width": "size: width", "f
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     common.add_source(parser)
-    common.add_seeds(parser, default="0-7")
+    common.add_latents(parser, default="0-7")
     parser.set_defaults(seeds=None)  # which to take depends on what is asked for
     common.add_view(parser)
     common.add_out(parser, "walk.mp4", f"{', '.join(LIMITS)}; with --mix a picture, mix.png if not given")
@@ -83,6 +83,8 @@ def _check(args: argparse.Namespace) -> None:
     for name, given, needs in (("center", args.center, "zoom"), ("crossover", args.crossover, "mix")):
         if given is not None and getattr(args, needs) is None:
             raise CommandError(f"--{name}: needs --{needs}")
+    if args.latents and args.mix is not None:
+        raise CommandError("--latents: cannot be had with --mix")
     if args.loop and (args.zoom is not None or args.mix is not None):
         raise CommandError(f"--loop: cannot be had with --{'mix' if args.zoom is None else 'zoom'}")
     for name in ("seconds", "fps"):
@@ -120,12 +122,14 @@ def _film(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     """The movie of a walk, a camera's way, or both."""
     frames = round(args.seconds * args.fps)
     camera = args.zoom is not None or args.pan is not None
-    seeds = args.seeds or (CAMERA_SEEDS if camera else WALK_SEEDS)
-    if len(seeds) == 1 and not camera:
-        raise CommandError(f"--seeds: got {seeds[0]} alone, a walk leads through 2 or more")
+    args.seeds = args.seeds or (CAMERA_SEEDS if camera else WALK_SEEDS)
+    chosen = {"latents": list(map(str, args.latents))} if args.latents else {"seeds": args.seeds}
+    [(name, keys)] = chosen.items()
+    if len(keys) == 1 and not camera:
+        raise CommandError(f"--{name}: got {keys[0]} alone, a walk leads through 2 or more")
     with _options_named():
         regions = _regions(args, generator, frames)
-        w = _walked(args, generator, seeds, frames)  # [F, S]
+        w = _walked(args, generator, frames)
         for region in {regions[0], regions[-1]}:  # what lies between goes no further beyond
             check_region(region, generator.geometry)
         view = _View.of(args, generator, closest=args.zoom or 1.0)
@@ -140,19 +144,22 @@ def _film(args: argparse.Namespace, generator: CIPSGenerator) -> int:
             print(f"stopped: {movie.frames} of {frames} frames are in {movie.partial}", file=sys.stderr)
         raise
     size = {"width": view.width, "height": view.height}
-    common.say({"file": str(args.out)} | size | {"seeds": seeds, "frames": frames, "fps": args.fps})
+    common.say({"file": str(args.out)} | size | chosen | {"frames": frames, "fps": args.fps})
     return 0
 
 
-def _walked(args: argparse.Namespace, generator: CIPSGenerator, seeds: list[int], frames: int) -> Tensor:
-    """Style latents of all frames, [F, S]."""
-    if len(seeds) == 1:
-        return common.style_latents(generator, seeds, args.truncation).expand(frames, -1)
-    if args.kind == "spherical":
-        z = walks.walk(common.latents(generator, seeds), frames, args.kind, closed=args.loop)
+def _walked(args: argparse.Namespace, generator: CIPSGenerator, frames: int) -> Tensor:
+    """Style latents of all frames, [F, S] or [F, num_layers, S]."""
+    if args.kind == "spherical" and len(args.seeds) > 1 and not args.latents:
+        z = walks.walk(common.latents(generator, args.seeds), frames, args.kind, closed=args.loop)
         with torch.no_grad():
             return generator.truncate(generator.mapping(z), args.truncation)
-    return walks.walk(common.style_latents(generator, seeds, args.truncation), frames, args.kind, closed=args.loop)
+    if args.kind == "spherical" and args.latents:
+        raise CommandError("--kind: got spherical, which leads between seeds, not between --latents")
+    keys = common.chosen_latents(args, generator)
+    if len(keys) == 1:
+        return keys.expand(frames, *keys.shape[1:])
+    return walks.walk(keys.flatten(1), frames, args.kind, closed=args.loop).unflatten(1, keys.shape[1:])
 
 
 def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) -> list[Region]:

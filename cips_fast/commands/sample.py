@@ -7,20 +7,21 @@ interrupted one goes on where it stopped when the same command is given again.
 
 import argparse
 import math
+from pathlib import Path
 
 from .. import pictures
 from ..render import Renderer
 from .common import (
     CommandError,
+    add_latents,
     add_out,
-    add_seeds,
     add_source,
     add_view,
+    chosen_latents,
     open_generator,
     renderers_of,
     save_picture,
     say,
-    style_latents,
 )
 from .output import check_format, render_pixels, write_picture
 
@@ -30,7 +31,7 @@ HELP = "images of latents: grids or single files, any size and region"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `sample`."""
     add_source(parser)
-    add_seeds(parser, default="0-11")
+    add_latents(parser, default="0-11")
     add_view(parser)
     add_out(parser, "samples.png", "a picture for all seeds, or a folder for one picture each")
     parser.add_argument("--columns", type=int, help="of a picture with several seeds (default: nearly a square)")
@@ -44,14 +45,15 @@ def run(args: argparse.Namespace) -> int:
     if args.columns is not None and args.columns < 1:
         raise CommandError(f"--columns: got {args.columns}, must be at least 1")
     generator = open_generator(args)
-    renderers = renderers_of(args, generator, style_latents(generator, args.seeds, args.truncation))
+    renderers = renderers_of(args, generator, chosen_latents(args, generator))
     if args.out.suffix and len(renderers) > 1:
         _write_sheet(args, renderers)
         return 0
-    for seed, renderer in zip(args.seeds, renderers, strict=True):
-        path = args.out if args.out.suffix else args.out / f"seed-{seed:04d}.{args.format}"
+    for number, renderer in enumerate(renderers):
+        name = f"latent-{number:04d}" if args.latents else f"seed-{args.seeds[number]:04d}"
+        path = args.out if args.out.suffix else args.out / f"{name}.{args.format}"
         write_picture(path, renderer)
-        say({"file": str(path), "width": renderer.width, "height": renderer.height, "seeds": [seed]})
+        _say(args, path, renderer.height, renderer.width, slice(number, number + 1))
     return 0
 
 
@@ -60,7 +62,12 @@ def _write_sheet(args: argparse.Namespace, renderers: list[Renderer]) -> None:
     columns = args.columns or math.ceil(math.sqrt(len(renderers)))
     rows = -(-len(renderers) // columns)
     check_format(args.out, rows * renderers[0].height, columns * renderers[0].width)
-    images = [render_pixels(one, f"seed {seed}") for seed, one in zip(args.seeds, renderers, strict=True)]
+    images = [render_pixels(one, f"{number} of {len(renderers)}") for number, one in enumerate(renderers, 1)]
     sheet = pictures.sheet(images, columns)
     save_picture(args.out, sheet)
-    say({"file": str(args.out), "width": sheet.shape[1], "height": sheet.shape[0], "seeds": args.seeds})
+    _say(args, args.out, *sheet.shape[:2], slice(None))
+
+
+def _say(args: argparse.Namespace, path: Path, height: int, width: int, which: slice) -> None:
+    chosen = {"latents": list(map(str, args.latents[which]))} if args.latents else {"seeds": args.seeds[which]}
+    say({"file": str(path), "width": width, "height": height, **chosen})

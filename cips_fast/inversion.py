@@ -1,0 +1,370 @@
+"""Inversion: the latent whose image comes closest to given colours, be they a picture, a part of one, or few points.
+
+A CIPS generator tells the colour at any coordinate on its own, so that colours may be known anywhere, and a step need
+look at no more of them than its memory holds. Nothing but the latent is trained.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import grids, render
+from .functional import check_choice
+from .generator import CIPSGenerator
+from .grids import WHOLE, Region
+from .perceptual import SMALLEST, perceptual_distance
+
+SPACES = ("w", "w+")
+SAMPLES = 4096  # latents that tell the mean and the spread of w
+START_POINTS = 256  # that starts are compared at
+START_BATCH = 64
+WARMUP = 0.05  # share of the steps in which the learning rate rises
+NOISE_ENDS = 0.75  # share of the steps after which the latent is no longer shaken
+LARGEST_LOOK = 256  # a side, in pixels, of the image that the perceptual distance looks at
+CROP = 64  # a side of the crop that it looks at where a step does not render the whole image
+LARGEST_COLOUR = 10.0  # nominally 1; a generator may go beyond, bytes go farther
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What an inversion found.
+
+    Attributes:
+        generator: whose latent it is.
+        w: style latent [1, S], or one a layer [1, num_layers, S].
+        losses: of every step `step`, `loss`, and the terms that make it up, unweighted: `pixel`, the mean squared error
+            at the points that the step looked at; `perceptual`, if there is one; `prior`.
+    """
+
+    generator: CIPSGenerator
+    w: Tensor
+    losses: list[dict[str, float]]
+
+    def render(self, height: int, width: int, region: Region = WHOLE) -> Tensor:
+        """The image of any size that the latent stands for, float32 [3, height, width]; see `cips_fast.render`."""
+        return render.image(self.generator, self.w[0], height, width, region)
+
+
+Callback = Callable[[dict[str, float]], None]
+
+
+def project(
+    generator: CIPSGenerator,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    region: Region = WHOLE,
+    space: str = "w",
+    steps: int = 300,
+    learning_rate: float = 0.2,
+    pixels_per_step: int | None = None,
+    perceptual: float = 0.0,
+    prior: float = 1e-4,
+    noise: float = 0.05,
+    starts: int = 256,
+    seed: int = 0,
+    callback: Callback | None = None,
+) -> Projection:
+    """The latent whose image is closest to a picture where that is known.
+
+    min_v  mean_known (G(w(v), c) - t)²  +  perceptual · d(G(w(v)), t)  +  prior · mean(v²)      w(v) = w̄ + σ_w ⊙ v
+
+    (after the projector of StyleGAN2, Karras et al., arXiv 1912.04958, appendix D, with w whitened by its mean and
+    standard deviation. d is `perceptual_distance`; to it an unknown pixel has the colour that G gives it.) Adam, with a
+    learning rate that rises for a twentieth of the steps and then falls as a cosine, from the start among w̄ and mapped
+    latents that has the smallest error at 256 points. The same seed gives the same bits on a CPU.
+
+    Args:
+        generator: is left as it was. Runs in eval mode, and without noise.
+        target: RGB in [-1, 1], [3, H, W]; what the mask hides may be anything.
+        mask: true where the picture is known, bool [H, W]; everywhere unless given. What is unknown is not rendered,
+            unless a perceptual distance wants whole images.
+        region: (x0, y0, x1, y1), where the picture lies, as in `grids.plane`; all of the trained area unless given.
+        space: `w`, one latent for all layers, or `w+`, one a layer, which fits closer and strays farther.
+        steps: at least 1.
+        learning_rate: Adam's, of the whitened v.
+        pixels_per_step: so many known pixels, chosen at random anew, are compared in every step, and a random crop of
+            at most 64² pixels, at stride 1, 2, 4 …, by the perceptual distance. All pixels unless given, and
+            perceptual distance then looks at the whole image, reduced to 256 pixels a side if it is larger.
+        perceptual: weight of the perceptual distance; more than 0 needs `pip install -e '.[project]'`.
+        prior: weight of mean(v²), which is about 1 for what the generator was trained on.
+        noise: standard deviation of what v is shaken by at first; it falls quadratically to 0 at three quarters.
+        starts: mapped latents that are tried as a start.
+        seed: of all that is random.
+        callback: called with each entry of `losses` as it comes.
+
+    Raises:
+        ValueError: an argument that is none of the above, or a mask that leaves nothing known.
+        ImportError: a perceptual distance without its packages.
+        FloatingPointError: the loss is no longer finite; a smaller learning rate helps.
+    """
+    settings = _Settings(space, steps, learning_rate, pixels_per_step, prior, noise, starts, seed)
+    if perceptual < 0 or not math.isfinite(perceptual):
+        raise ValueError(f"perceptual: got {perceptual}, must be at least 0")
+    picture = _picture(generator, target, mask, region)
+    if perceptual and min(picture.known.shape) < SMALLEST:
+        raise ValueError(f"target: got {list(target.shape)}, a perceptual distance needs {SMALLEST} pixels a side")
+    points = picture.points()
+
+    def errors(w: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        if perceptual and pixels_per_step is None:
+            rgb = picture.rendered(generator, w)
+            return {"pixel": picture.error(rgb), "perceptual": picture.distance(rgb)}
+        terms = {"pixel": points.some(pixels_per_step, rng).errors(generator, w).mean()}
+        if perceptual:
+            crop = picture.crop(rng)
+            terms["perceptual"] = crop.distance(crop.rendered(generator, w))
+        return terms
+
+    return _descend(generator, points, errors, {"perceptual": perceptual}, settings, callback)
+
+
+def project_points(
+    generator: CIPSGenerator,
+    coords: Tensor,
+    colours: Tensor,
+    *,
+    space: str = "w",
+    steps: int = 300,
+    learning_rate: float = 0.2,
+    pixels_per_step: int | None = None,
+    prior: float = 1e-4,
+    noise: float = 0.05,
+    starts: int = 256,
+    seed: int = 0,
+    callback: Callback | None = None,
+) -> Projection:
+    """The latent whose colours at some points are closest to given ones; the image it stands for fills in the rest.
+
+    Args:
+        coords: the points as `generator.synthesis` takes them, [P, 2], anywhere, in any order.
+        colours: RGB in [-1, 1], [P, 3].
+        others: as in `project`; the fewer the points, the more a larger `prior` helps.
+
+    Raises:
+        ValueError, FloatingPointError: as in `project`.
+    """
+    settings = _Settings(space, steps, learning_rate, pixels_per_step, prior, noise, starts, seed)
+    dims = generator.native_grid().shape[-1]
+    if coords.dim() != 2 or coords.shape[1] != dims or not len(coords):
+        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [P, {dims}] with at least one point")
+    if colours.shape != (len(coords), 3):
+        raise ValueError(f"colours: got shape {list(colours.shape)}, must be {[len(coords), 3]}")
+    _check_finite("coords", coords, math.inf)
+    _check_finite("colours", colours, LARGEST_COLOUR)
+    points = _Points(coords.to(generator.mean_latent), colours.to(generator.mean_latent))
+
+    def errors(w: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        return {"pixel": points.some(pixels_per_step, rng).errors(generator, w).mean()}
+
+    return _descend(generator, points, errors, {}, settings, callback)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How to descend; see `project`."""
+
+    space: str
+    steps: int
+    learning_rate: float
+    pixels_per_step: int | None
+    prior: float
+    noise: float
+    starts: int
+    seed: int
+
+    def __post_init__(self):
+        check_choice("space", self.space, SPACES)
+        if self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}, must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: got {self.learning_rate}, must be more than 0")
+        if self.pixels_per_step is not None and self.pixels_per_step < 1:
+            raise ValueError(f"pixels_per_step: got {self.pixels_per_step}, must be at least 1, or None for all")
+        if not 0 <= self.starts <= SAMPLES:
+            raise ValueError(f"starts: got {self.starts}, must be 0 to {SAMPLES}")
+        for name in ("prior", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: got {getattr(self, name)}, must be at least 0")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        rising = min(1.0, (step + 1) / (WARMUP * self.steps))
+        return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def shake(self, step: int) -> float:
+        """The noise of a step."""
+        return self.noise * max(0.0, 1 - step / (NOISE_ENDS * self.steps)) ** 2
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Known colours [P, 3] at coordinates [P, D]."""
+
+    coords: Tensor
+    colours: Tensor
+
+    def some(self, count: int | None, rng: torch.Generator) -> "_Points":
+        """So many of them, chosen at random."""
+        if count is None or count >= len(self.coords):
+            return self
+        chosen = torch.randperm(len(self.coords), generator=rng)[:count].to(self.coords.device)
+        return _Points(self.coords[chosen], self.colours[chosen])
+
+    def errors(self, generator: CIPSGenerator, w: Tensor) -> Tensor:
+        """Mean squared error of each of B latents, [B]."""
+        return (generator.synthesis(w, self.coords) - self.colours).square().mean((1, 2))
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """Colours [3, H, W] at coordinates [H, W, D]; where they are not `known`, bool [H, W], they mean nothing."""
+
+    coords: Tensor
+    colours: Tensor
+    known: Tensor
+
+    def points(self) -> _Points:
+        """The known pixels."""
+        return _Points(self.coords[self.known], self.colours.permute(1, 2, 0)[self.known])
+
+    def crop(self, rng: torch.Generator) -> "_Picture":
+        """A random square of it, at a random stride."""
+        height, width = self.known.shape
+        side = min(CROP, height, width)
+        strides = int(math.log2(min(height, width) // side)) + 1
+        stride = 2 ** int(torch.randint(strides, (), generator=rng))
+        span = (side - 1) * stride + 1
+        top, left = (int(torch.randint(size - span + 1, (), generator=rng)) for size in (height, width))
+        rows, columns = slice(top, top + span, stride), slice(left, left + span, stride)
+        return _Picture(self.coords[rows, columns], self.colours[:, rows, columns], self.known[rows, columns])
+
+    def rendered(self, generator: CIPSGenerator, w: Tensor) -> Tensor:
+        """What a latent [1, ...] has there, [3, H, W]."""
+        return generator.synthesis(w, self.coords[None])[0]
+
+    def error(self, rgb: Tensor) -> Tensor:
+        """Mean squared error of an image [3, H, W] at known pixels."""
+        return (rgb - self.colours)[:, self.known].square().mean()
+
+    def distance(self, rgb: Tensor) -> Tensor:
+        """Perceptual distance of an image [3, H, W], which lends both sides its colours where they are unknown."""
+        seen = torch.where(self.known, rgb, rgb.detach())
+        wanted = torch.where(self.known, self.colours, rgb.detach())
+        return perceptual_distance(_at_most(seen[None], LARGEST_LOOK), _at_most(wanted[None], LARGEST_LOOK))[0]
+
+
+def _at_most(images: Tensor, side: int) -> Tensor:
+    """Images [B, 3, H, W] reduced until their shorter side is no more than `side`, as means over areas."""
+    shorter = min(images.shape[2:])
+    if shorter <= side:
+        return images
+    return F.interpolate(images, [round(size * side / shorter) for size in images.shape[2:]], mode="area")
+
+
+def _picture(generator: CIPSGenerator, target: Tensor, mask: Tensor | None, region: Region) -> _Picture:
+    if target.dim() != 3 or target.shape[0] != 3 or not target.numel():
+        raise ValueError(f"target: got shape {list(target.shape)}, must be [3, H, W]")
+    height, width = target.shape[1:]
+    if mask is None:
+        mask = torch.ones(height, width, dtype=torch.bool)
+    if mask.dtype != torch.bool or mask.shape != (height, width):
+        raise ValueError(f"mask: got {mask.dtype} {list(mask.shape)}, must be torch.bool {[height, width]}")
+    if not mask.any():
+        raise ValueError("mask: got no known pixel, must have at least one")
+    _check_finite("target", target[:, mask.to(target.device)], LARGEST_COLOUR)
+    render.check_region(region, generator.geometry)
+    x, y = grids.axes(height, width, region, geometry=generator.geometry)
+    if generator.integer_coords:
+        x, y = ((axis + 1) / 2 * (generator.size - 1) for axis in (x, y))
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    like = generator.mean_latent
+    return _Picture(torch.stack([x, y], -1).to(like), target.to(like), mask.to(like.device))
+
+
+def _check_finite(name: str, values: Tensor, largest: float) -> None:
+    """Raise ValueError unless all values are finite and not far beyond [-1, 1], if that is asked for."""
+    if not values.isfinite().all():
+        raise ValueError(f"{name}: got values that are not finite")
+    if values.abs().max() > largest:
+        least, most = values.min().item(), values.max().item()
+        raise ValueError(f"{name}: got values from {least:g} to {most:g}, must be in [-1, 1]")
+
+
+def _descend(
+    generator: CIPSGenerator,
+    points: _Points,
+    errors: Callable[[Tensor, torch.Generator], dict[str, Tensor]],
+    weights: dict[str, float],
+    settings: _Settings,
+    callback: Callback | None,
+) -> Projection:
+    """Minimise the weighted sum of the terms that `errors` gives for a latent, and of the prior."""
+    rng, losses = torch.Generator().manual_seed(settings.seed), []
+    weights = {"pixel": 1.0, "prior": settings.prior, **weights}
+    with _frozen(generator), torch.enable_grad():
+        mean, spread, samples = _latents(generator, rng)
+        v = _start(generator, points, mean, spread, samples, settings, rng).requires_grad_()
+        optimizer = torch.optim.Adam([v], lr=settings.learning_rate)
+        for step in range(settings.steps):
+            optimizer.param_groups[0]["lr"] = settings.rate(step)
+            shaken = v + settings.shake(step) * torch.randn(v.shape, generator=rng).to(v)
+            terms = errors(mean + spread * shaken, rng) | {"prior": v.square().mean()}
+            loss = sum(weights[name] * term for name, term in terms.items())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append({"step": step, "loss": loss.item()} | {name: term.item() for name, term in terms.items()})
+            if not math.isfinite(losses[-1]["loss"]):
+                raise FloatingPointError(f"the loss is {losses[-1]['loss']} at step {step}: lower learning_rate")
+            if callback is not None:
+                callback(losses[-1])
+    return Projection(generator, (mean + spread * v).detach(), losses)
+
+
+@contextmanager
+def _frozen(generator: CIPSGenerator) -> Iterator[None]:
+    """The generator in eval mode, without noise and without gradients for its parameters, and then as it was."""
+    trained = [(parameter, parameter.requires_grad) for parameter in generator.parameters()]
+    modes = [(module, module.training) for module in generator.modules()]
+    noise = generator.noise
+    try:
+        generator.requires_grad_(False).eval().noise = False
+        yield
+    finally:
+        generator.noise = noise
+        for parameter, wanted in trained:
+            parameter.requires_grad_(wanted)
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def _latents(generator: CIPSGenerator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [S] and standard deviation [S] of w, and the latents [N, S] that told them."""
+    z = torch.randn(SAMPLES, generator.style_features, generator=rng)
+    w = generator.mapping(z.to(generator.mean_latent))
+    return w.mean(0), w.std(0).clamp(min=1e-8), w
+
+
+@torch.no_grad()
+def _start(
+    generator: CIPSGenerator,
+    points: _Points,
+    mean: Tensor,
+    spread: Tensor,
+    samples: Tensor,
+    settings: _Settings,
+    rng: torch.Generator,
+) -> Tensor:
+    """The best of the mean and some samples, whitened, [1, S], or the same for every layer [1, num_layers, S]."""
+    tried = torch.cat([mean[None], samples[: settings.starts]])
+    some = points.some(START_POINTS, rng)
+    best = torch.cat([some.errors(generator, w) for w in tried.split(START_BATCH)]).argmin()
+    v = ((tried[best] - mean) / spread)[None]
+    return v if settings.space == "w" else v[:, None].repeat(1, generator.num_layers, 1)
