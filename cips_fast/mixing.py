@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import functional, ops
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
 
@@ -31,11 +32,12 @@ def mixed_fc(
     *,
     demodulate: bool = True,
     activation: str = "lrelu",
+    backend: str = "auto",
 ) -> Tensor:
     """A ModFC layer with a style of its own at every pixel, demodulated exactly; see this module for the equations.
 
-    Made of PyTorch's operations on every device, so that it can be differentiated any number of times. Under autocast
-    the product is in autocast's dtype.
+    On backend `triton` it is one kernel where no gradient is wanted. Else it is made of PyTorch's operations, which can
+    be differentiated any number of times. Under autocast the product is in autocast's dtype.
 
     Args:
         x: features, floating [B|1, P, I].
@@ -43,7 +45,7 @@ def mixed_fc(
         styles: of the anchors, after the affine layers [J, I].
         bias: [O], or None.
         mix: α, each anchor's share of a pixel's style [B, P, J].
-        demodulate, activation: see `functional.mod_fc`.
+        demodulate, activation, backend: see `functional.mod_fc`; sines are a pass of their own.
 
     Returns:
         [B, P, O], of x's dtype or autocast's.
@@ -54,6 +56,11 @@ def mixed_fc(
     _check(x, weight, styles, mix)
     dtype = autocast_dtype(x) or x.dtype
     gain = math.sqrt(2) if activation == "lrelu" else 1.0  # lrelu(√2 v) = √2 lrelu(v)
+    if functional.resolve_backend(backend, x.device, dtype) == "triton" and not _differentiated(
+        x, weight, styles, bias, mix
+    ):
+        y = ops.mixed_fc(x.to(dtype), weight, styles, bias, mix, demodulate, activation == "lrelu")
+        return y if activation == "lrelu" else ref.activate_ref(y, activation)
     with without_autocast(x):
         y = F.linear((x * (mix @ styles)).to(dtype), (weight * (gain / math.sqrt(weight.shape[1]))).to(dtype))
         if demodulate:
@@ -69,6 +76,10 @@ def _inverse_norms(weight: Tensor, styles: Tensor, mix: Tensor) -> Tensor:
     q = (styles[j] * styles[k]) @ weight.square().mT / weight.shape[1]  # [pairs, O]
     pairs = mix[..., j] * mix[..., k] * (1 + (j < k).to(mix.dtype))  # [B, P, pairs]
     return torch.rsqrt((pairs @ q).clamp(min=0) + ref.EPS)  # below 0 by rounding alone
+
+
+def _differentiated(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check(x: Tensor, weight: Tensor, styles: Tensor, mix: Tensor) -> None:

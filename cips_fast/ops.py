@@ -201,6 +201,26 @@ def _differentiate_mod_fc(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
 mod_fc.register_autograd(_differentiate_mod_fc, setup_context=save_layer)
 
 
+# A layer with a style a pixel
+
+
+@custom_op("cips_fast::mixed_fc", mutates_args=())
+def mixed_fc(
+    x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor | None, mix: Tensor, demodulate: bool, lrelu: bool
+) -> Tensor:
+    """y [B, P, O] of x's dtype; it has no derivative. See `mixing.mixed_fc`."""
+    from .kernels.mod_fc_mixed import mod_fc_mixed
+
+    return mod_fc_mixed(x, weight, styles, bias, mix, demodulate=demodulate, lrelu=lrelu, gain=layer_gain(lrelu))
+
+
+@mixed_fc.register_fake
+def _(
+    x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor | None, mix: Tensor, demodulate: bool, lrelu: bool
+) -> Tensor:
+    return x.new_empty(*mix.shape[:2], weight.shape[0])
+
+
 # The encoding of coordinates
 
 

@@ -144,7 +144,7 @@ def _layer_by_layer(
     for place, layer in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
         before = x if place % 2 else before
         if mix is not None:
-            x = mixed_fc(x, *layer, mix, activation=activation)
+            x = mixed_fc(x, *layer, mix, activation=activation, backend=backend)
         elif noise_strength is None:
             x = functional.mod_fc(x, *layer, activation=activation, backend=backend)
         else:
@@ -153,11 +153,11 @@ def _layer_by_layer(
             around = before if before.shape[-1] == x.shape[-1] else F.linear(before, next(shortcuts))
             x = (x + around) / math.sqrt(2)
         if place in network.tapped:
-            linear = {"demodulate": False, "activation": "linear"}
+            linear = {"demodulate": False, "activation": "linear", "backend": backend}
             if mix is not None:
                 tap = mixed_fc(x, *next(taps), mix, **linear)
             else:
-                tap = functional.mod_fc(x, *next(taps), **linear, backend=backend)
+                tap = functional.mod_fc(x, *next(taps), **linear)
             rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))
     return rgb
 

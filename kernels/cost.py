@@ -102,6 +102,23 @@ def _mod_fc_fwd(call: Call) -> Elements:
     return Elements(loads, stores, flop)
 
 
+def _mod_fc_mixed(call: Call) -> Elements:
+    (O, I), P, (J, _) = call.arguments["w_ptr"].shape, call.arguments["P"], call.arguments["styles_ptr"].shape
+    B = call.arguments["y_ptr"].shape[0]
+    tiles_p, tiles_o = _tiles(call, "P"), _tiles(call, "O")
+    # A pixel's shares are read for its style, and two of them for each pair by either half of the tile.
+    shares = J + 4 * J * J * (call.arguments["norms_ptr"] is not None)
+    loads = {
+        "x_ptr": tiles_o * B * P * I,
+        "w_ptr": tiles_p * B * O * I,
+        "styles_ptr": tiles_p * tiles_o * B * J * I,
+        "mix_ptr": tiles_o * B * P * shares,
+        "norms_ptr": tiles_p * B * J * J * O,
+        "bias_ptr": tiles_p * B * O,
+    }
+    return Elements(loads, {"y_ptr": B * P * O}, 2 * B * P * O * I)
+
+
 def _mod_fc_act_bwd(call: Call) -> Elements:
     B, P, O = call.arguments["dy_ptr"].shape
     return Elements(
@@ -295,6 +312,7 @@ def _steps(call: Call) -> list[Step]:
 
 KERNELS: dict[str, Callable[[Call], Elements]] = {
     "mod_fc_fwd_kernel": _mod_fc_fwd,
+    "mod_fc_mixed_kernel": _mod_fc_mixed,
     "mod_fc_act_bwd_kernel": _mod_fc_act_bwd,
     "mod_fc_dgrad_kernel": _mod_fc_dgrad,
     "mod_fc_wgrad_kernel": _mod_fc_wgrad,

@@ -63,6 +63,7 @@ def describe(call: Call) -> str:
         **{name: a.get(f"{name}_ptr") is not None for name in ("around", "below", "signs", "passed")},
         "shared": constants.get("SUM_B", False),
         "add": constants.get("ADD", False),
+        f"{constants.get('J')} anchors": "J" in constants,
         f"{constants.get('D')}-D": "D" in constants,
     }
     return " ".join([channels, *(word for word, holds in extras.items() if holds)]).strip()

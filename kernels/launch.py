@@ -46,22 +46,25 @@ CHIPS = {
 SAME_AS = {"sm_87": "sm_86", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120", "gfx950": "gfx942"}
 
 # Matrix products by operation and kind of factors; `tap` is `fwd` with an RGB tap in its epilogue, `end` has the end of
-# a residual block there too. Rows are pixels, and out channels in `wgrad`. Chosen by compiling for each target
-# (docs/kernels.md): the largest tile that spills nothing. None has been timed.
+# a residual block there too, `mixed` has a style a pixel. Rows are pixels, and out channels in `wgrad`. Chosen by
+# compiling for each target (docs/kernels.md): the largest tile that spills nothing. None has been timed.
 AMPERE = {
     ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
     ("tap", "half"): Tiles(128, 256, 64, 8, 3),
     ("end", "half"): Tiles(128, 128, 64, 8, 3),
+    ("mixed", "half"): Tiles(64, 128, 64, 8, 3),
     ("dgrad", "half"): Tiles(256, 128, 64, 8, 3),
     ("wgrad", "half"): Tiles(128, 128, 64, 8, 3),
     ("fwd", "tf32"): Tiles(128, 128, 32, 8, 3),
     ("tap", "tf32"): Tiles(128, 128, 32, 8, 3),
     ("end", "tf32"): Tiles(128, 128, 32, 8, 3),
+    ("mixed", "tf32"): Tiles(64, 128, 32, 8, 3),
     ("dgrad", "tf32"): Tiles(128, 128, 32, 8, 3),
     ("wgrad", "tf32"): Tiles(128, 128, 32, 8, 3),
     ("fwd", "ieee"): Tiles(64, 64, 16, 8, 2),
     ("tap", "ieee"): Tiles(64, 64, 16, 8, 2),
     ("end", "ieee"): Tiles(64, 64, 16, 8, 2),
+    ("mixed", "ieee"): Tiles(64, 64, 16, 8, 2),
     ("dgrad", "ieee"): Tiles(32, 64, 16, 4, 2),
     ("wgrad", "ieee"): Tiles(64, 64, 16, 8, 2),
 }
@@ -78,6 +81,7 @@ SQUARE = AMPERE | {
     ("fwd", "half"): Tiles(128, 128, 64, 8, 3),
     ("tap", "half"): Tiles(128, 128, 64, 8, 3),
     ("dgrad", "half"): Tiles(128, 128, 64, 8, 3),
+    ("mixed", "half"): Tiles(64, 128, 32, 8, 3),
 }
 SMALL = {key: Tiles(64, 64, 32, 4, 2) if key[1] != "ieee" else Tiles(32, 64, 16, 4, 1) for key in AMPERE}
 TILES = {

@@ -84,6 +84,15 @@ def run_block(batch: int, dtype: torch.dtype) -> None:
     mod_fc_bwd.mod_fc_dgrad(x, w, around=x, below=x, want_sums=True)
 
 
+def run_pixel_styles(anchors: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    """A layer whose pixels have styles of their own, or a tap."""
+    from .mod_fc_mixed import mod_fc_mixed
+
+    tensors = (meta(1, PIXELS, inputs, dtype=dtype), meta(outputs, inputs), meta(anchors, inputs), meta(outputs))
+    is_rgb = outputs == 3
+    mod_fc_mixed(*tensors, meta(1, PIXELS, anchors), demodulate=not is_rgb, lrelu=not is_rgb, gain=1.4)
+
+
 def run_encoding(dtype: torch.dtype) -> None:
     """Forward and backward of the encoding, on the plane and in three dimensions."""
     from . import embedding, fourier
@@ -151,9 +160,12 @@ def launches(architecture: str, batches: Sequence[int]) -> list[Call]:
         for dtype, setting in OTHERS:
             with float32_products(setting):
                 run_layer(middle, 512, 512, dtype, neighbours=False)
+                run_pixel_styles(2, 512, 512, dtype)
                 if dtype != torch.float16:  # the code is that of bfloat16
                     run_stack(dtype)
                     run_narrow_stacks(dtype, architecture, widths=(128,))
+        for anchors, inputs, outputs in ((2, *LAYERS[0]), (2, 512, 512), (3, 512, 512), (2, *RGB)):
+            run_pixel_styles(anchors, inputs, outputs, torch.bfloat16)
         run_block(middle, torch.bfloat16)
         run_encoding(torch.bfloat16)
         run_stack(torch.bfloat16)

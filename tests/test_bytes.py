@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton")
 
-from cips_fast.kernels import embedding, fourier, mod_fc, mod_fc_bwd, modulate, stack, stack_narrow
+from cips_fast.kernels import embedding, fourier, mod_fc, mod_fc_bwd, mod_fc_mixed, modulate, stack, stack_narrow
 from cips_fast.kernels.cost import KERNELS, cost
 from cips_fast.kernels.device import standing_in
 from cips_fast.kernels.network import Network
@@ -47,6 +47,12 @@ def run_layer_on_shared_pixels(B, P, I, O):
     mod_fc_bwd.mod_fc_dgrad(dz, w, shared=True, below=x)
     dw = mod_fc_bwd.mod_fc_wgrad(dz, x)
     mod_fc_bwd.mod_fc_wgrad(dz[:, 20:], x[:, 20:], into=dw)
+
+
+def run_pixel_styles(B, P, I, O, J):
+    tensors = (half(B, P, I), torch.ones(O, I), torch.ones(J, I))
+    mod_fc_mixed.mod_fc_mixed(*tensors, torch.ones(O), torch.ones(B, P, J), demodulate=True, lrelu=True, gain=1.4)
+    mod_fc_mixed.mod_fc_mixed(*tensors, None, torch.ones(B, P, J), demodulate=False, lrelu=False, gain=1.0)
 
 
 def run_modulation(B, I, O):
@@ -101,6 +107,7 @@ def executed(request):
     with standing_in(EmulatedGPU(request.param)) as gpu:
         for shape in SHAPES:
             run_layer(*shape)
+            run_pixel_styles(*shape, 2)
         run_layer_on_shared_pixels(2, 130, 80, 96)
         mod_fc_bwd.mod_fc_wgrad(half(1, 8 * 64 * 2 + 7, 24), half(1, 8 * 64 * 2 + 7, 33))  # pixels in two splits
         run_modulation(2, 80, 272)

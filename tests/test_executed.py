@@ -14,6 +14,7 @@ from cips_fast.kernels.production import float32_products
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .emulator import EmulatedGPU
 from .layers import off_the_kink
+from .test_mixing import check_kernel as check_pixel_styles
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -118,6 +119,11 @@ def test_work_of_the_neighbours_in_the_epilogues(gpu, dtype):
     dx, sums = mod_fc_dgrad(dz, w, below=below, drgb=drgb, rgb_w=tap_below, want_sums=True)
     wanted = formula(*(t.double() for t in (*tensors, drgb)))
     assert_as_accurate([y, parts.sum(0), dx, sums.sum(0)], formula(*tensors, drgb), wanted, dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 130, 80, 272, 2), (2, 65, 33, 24, 3)], ids=str)
+def test_layer_of_pixel_styles(gpu, dtype, shape):
+    check_pixel_styles(shape, "cpu", dtype)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch.library import opcheck
 
-from cips_fast import CIPSGenerator, grids
+from cips_fast import CIPSGenerator, grids, ops
 from cips_fast import reference as ref
+from cips_fast.kernels.device import standing_in
 from cips_fast.mixing import mixed_fc
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
+from .places import PLACES
 
 TINY = {"size": 8, "width": 24, "style_features": 16, "embedding_size": 4}
 
@@ -36,6 +39,62 @@ def test_value_and_gradients(demodulate, activation, batch, images, anchors):
 
     wanted, plain = run(pixel_by_pixel, torch.float64), run(pixel_by_pixel, torch.float32)
     assert_as_accurate(run(mixed_fc, torch.float32), plain, wanted, torch.float32)
+
+
+# One tile of the interpreter is 64 pixels by 64 channels, 32 deep: batch, pixels, in, out, anchors.
+SHAPES = [(1, 1, 1, 1, 1), (1, 64, 32, 64, 2), (2, 65, 33, 3, 2), (3, 7, 100, 65, 5)]
+
+
+def check_kernel(shape, device, dtype, *, shared=False, **options):
+    """As accurate as PyTorch's operations in the same dtype."""
+    B, P, I, O, J = shape
+    rng = torch.Generator().manual_seed(sum(shape))
+    shapes = [(1 if shared else B, P, I), (O, I), (J, I), (O,), (B, P, J)]
+    x, weight, styles, bias, mix = (draw(rng, *shape).to(device, dtype) for shape in shapes)
+    styles, mix = 1 + styles / 2, mix.float().softmax(-1).to(dtype)  # where signs differ, norms cancel
+    parameters = [tensor.float() for tensor in (weight, styles, bias, mix)]
+    got = mixed_fc(x, *parameters, backend="triton", **options)
+    assert got.dtype == dtype
+    wanted = pixel_by_pixel(*(t.double() for t in (x, *parameters)), **options)
+    plain = mixed_fc(x, *parameters, backend="reference", **options)
+    assert_as_accurate([got], [plain], [wanted], dtype)
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+@pytest.mark.parametrize("activation", ["lrelu", "linear"])
+def test_the_kernel(place, shape, shared, activation):
+    options = {"activation": activation, "demodulate": activation == "lrelu"}
+    check_kernel(shape, place.device, place.dtype, shared=shared, **options)
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_what_the_kernel_leaves_to_others(place):
+    """Sines are a pass of their own; where a gradient is wanted it is not asked at all."""
+    check_kernel((2, 20, 17, 6, 3), place.device, place.dtype, activation="sinrelu")
+    x, weight, styles, mix = torch.randn(1, 9, 5), torch.randn(6, 5), torch.randn(2, 5), torch.rand(1, 9, 2)
+    y = mixed_fc(x, weight.requires_grad_(), styles, None, mix, backend="triton")
+    assert torch.equal(y, mixed_fc(x, weight, styles, None, mix, backend="reference"))
+    assert torch.autograd.grad(y.sum(), weight)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("options", [{}, {"variant": "res", "width": [24, 16]}], ids=str)
+def test_a_generator_on_the_kernels(place, options):
+    torch.manual_seed(0)
+    generator = CIPSGenerator(**TINY | options).eval().requires_grad_(False)
+    w, mix = generator.mapping(torch.randn(3, 16)), torch.rand(5, 9, 3).softmax(-1)
+    images = []
+    for generator.backend in ("reference", "triton"):
+        images.append(generator.synthesis(w, grids.plane(5, 9), mix=mix))
+    torch.testing.assert_close(*images, rtol=1e-4, atol=1e-4)
+
+
+def test_the_operator_is_registered_as_pytorch_asks(interpreter):
+    tensors = torch.randn(1, 9, 5), torch.randn(6, 5), torch.randn(2, 5), torch.randn(6), torch.rand(2, 9, 2)
+    with standing_in(interpreter):
+        opcheck(ops.mixed_fc, (*tensors, True, True), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("options", [{}, {"variant": "res", "width": [24, 16]}, {"activation": "sinrelu"}], ids=str)

@@ -76,7 +76,8 @@ def test_products_run_on_tensor_cores(compiled, target):
             wanted = "HMMA.16816" if few_rows else MULTIPLY[target]
             assert any(code.startswith(wanted) for code in used.instructions), f"{name} {constants} on {target}"
             names.add(name)
-    products = {f"{name}_kernel" for name in ("mod_fc_fwd", "mod_fc_dgrad", "mod_fc_wgrad", "stack", "stack_narrow")}
+    layers = ("mod_fc_fwd", "mod_fc_mixed", "mod_fc_dgrad", "mod_fc_wgrad")
+    products = {f"{name}_kernel" for name in (*layers, "stack", "stack_narrow")}
     assert names == products | ({"tf32"} if target.startswith("sm_") else set())
 
 

@@ -1,0 +1,161 @@
+"""The per-pixel layer where every pixel has a style of its own, a mixture of a few anchors': forward.
+
+    y[b,p,o] = act(d[b,p,o] Σ_i (s[b,p,i] x[b,p,i]) W[o,i] + g β[o])     s = Σ_j α_j s_j     W scaled by g/√I
+    d[b,p,o]⁻² = Σ_jk α_j α_k q_jk[o] + 1e-8                             q_jk[o] = Σ_i W[o,i]² s_j[i] s_k[i] / I
+
+No pixel's weights are ever made: its style modulates x in registers, on the way to the tensor cores, and the norm that
+demodulation divides by is summed over pairs of anchors in the epilogue. All but the product is in float32.
+
+    B images   P pixels   J anchors   I in channels   O out channels
+"""
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .device import architecture, dense_rows, run
+from .launch import Tiles, precision
+from .mod_fc import SLOPE, place_in_grid
+from .tune import product_tiles
+
+EPS = tl.constexpr(1e-8)
+
+
+@triton.jit(do_not_specialize=["P"])
+def mod_fc_mixed_kernel(
+    x_ptr,  # [B|1, P, I], last stride 1
+    w_ptr,  # [O, I]
+    styles_ptr,  # float32 [J, I]
+    mix_ptr,  # float32 [B, P, J]
+    norms_ptr,  # float32 [J·J, O] or None
+    bias_ptr,  # [O] or None
+    y_ptr,  # [B, P, O]
+    P,
+    I,
+    O,
+    x_stride_b,
+    x_stride_p,
+    gain,
+    J: tl.constexpr,
+    LRELU: tl.constexpr,
+    EVEN_I: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
+    """y = act(d ⊙ (s ⊙ x) Wᵀ + g β)."""
+    b, tile_p, tile_o, _ = place_in_grid(P, O, BLOCK_P, BLOCK_O)
+    offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    offs_i = tl.arange(0, BLOCK_I)
+    mask_p, mask_o = offs_p < P, offs_o < O
+
+    x_ptrs = x_ptr + b * x_stride_b + offs_p[:, None] * x_stride_p + offs_i[None, :]
+    w_ptrs = w_ptr + offs_o.to(tl.int64)[None, :] * I + offs_i[:, None]
+    mix_ptrs = mix_ptr + (b * P + offs_p) * J
+    acc = tl.zeros([BLOCK_P, BLOCK_O], tl.float32)
+    for i in range(0, I, BLOCK_I):
+        mask_i = offs_i < I - i
+        mask_x, mask_w = mask_p[:, None], mask_o[None, :]
+        if not EVEN_I:
+            mask_x, mask_w = mask_x & mask_i[None, :], mask_w & mask_i[:, None]
+        x = tl.load(x_ptrs, mask=mask_x, other=0.0)
+        w = tl.load(w_ptrs, mask=mask_w, other=0.0)
+        style = tl.zeros([BLOCK_P, BLOCK_I], tl.float32)
+        for j in tl.static_range(J):
+            share = tl.load(mix_ptrs + j, mask=mask_p, other=0.0)
+            anchor = tl.load(styles_ptr + j * I + i + offs_i, mask=mask_i, other=0.0)
+            style += share[:, None] * anchor[None, :]
+        modulated = (x.to(tl.float32) * style).to(x.dtype)
+        acc = tl.dot(modulated, w, acc, input_precision=PRECISION)
+        x_ptrs += BLOCK_I
+        w_ptrs += BLOCK_I
+
+    # The epilogue takes the tile in halves: with a whole one its operands would spill.
+    HALF: tl.constexpr = BLOCK_O // 2
+    left, right = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
+    for half in tl.static_range(2):
+        y = left if half == 0 else right
+        cols = tile_o * BLOCK_O + half * HALF + tl.arange(0, HALF)
+        mask_cols = cols < O
+        if norms_ptr is not None:
+            squares = tl.zeros([BLOCK_P, HALF], tl.float32)
+            for pair in range(0, J * J):
+                first = tl.load(mix_ptrs + pair // J, mask=mask_p, other=0.0)
+                second = tl.load(mix_ptrs + pair % J, mask=mask_p, other=0.0)
+                norm = tl.load(norms_ptr + pair * O + cols, mask=mask_cols, other=0.0)
+                squares += (first * second)[:, None] * norm[None, :]
+            y *= tl.rsqrt(tl.maximum(squares, 0.0) + EPS)  # below 0 by rounding alone
+        if bias_ptr is not None:
+            y += gain * tl.load(bias_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
+        if LRELU:
+            y = tl.where(y > 0, y, y * SLOPE)
+        y_ptrs = y_ptr + (b * P + offs_p[:, None]) * O + cols[None, :]
+        tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=mask_p[:, None] & mask_cols[None, :])
+
+
+def mod_fc_mixed(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    mix: Tensor,
+    *,
+    demodulate: bool,
+    lrelu: bool,
+    gain: float,
+) -> Tensor:
+    """One layer for every pixel, each with a style of its own.
+
+    Args:
+        x: [B, P, I], or [1, P, I] shared by the batch; it is not copied.
+        weight: raw weights, any dtype [O, I].
+        styles: of the anchors, any dtype [J, I].
+        bias: [O], any dtype.
+        mix: α, any dtype [B, P, J].
+        demodulate: normalise every output's weights, each pixel's own, to unit length.
+        lrelu: activate.
+        gain: of the activation.
+
+    Returns:
+        [B, P, O] of x's dtype.
+    """
+    (O, I), (B, P, J) = weight.shape, mix.shape
+    x, styles, mix = dense_rows(x), styles.float().contiguous(), mix.float().contiguous()
+    w = (weight.float() * (gain / math.sqrt(I))).to(x.dtype).contiguous()
+    norms = pair_norms(weight.float(), styles) if demodulate else None
+
+    def attempt(tiles: Tiles) -> Tensor:
+        y = x.new_empty(B, P, O)
+        arguments = {
+            "x_ptr": x,
+            "w_ptr": w,
+            "styles_ptr": styles,
+            "mix_ptr": mix,
+            "norms_ptr": norms,
+            "bias_ptr": None if bias is None else bias.contiguous(),
+            "y_ptr": y,
+            "P": P,
+            "I": I,
+            "O": O,
+            "x_stride_b": x.stride(0) if x.shape[0] == B else 0,
+            "x_stride_p": x.stride(1),
+            "gain": gain,
+        }
+        kind = precision(x.dtype, architecture(x.device))
+        constants = {"J": J, "LRELU": lrelu, "EVEN_I": I % tiles.depth == 0, "PRECISION": kind}
+        blocks = {"BLOCK_P": tiles.rows, "BLOCK_O": tiles.cols, "BLOCK_I": tiles.depth}
+        grid = (B * triton.cdiv(P, tiles.rows) * triton.cdiv(O, tiles.cols),)
+        run(mod_fc_mixed_kernel, grid, arguments, constants | blocks, tiles)
+        return y
+
+    return attempt(product_tiles("mixed", (P, O, I), B, x, attempt, f" {J}"))
+
+
+def pair_norms(weight: Tensor, styles: Tensor) -> Tensor:
+    """q of all pairs of anchors, [J·J, O]."""
+    pairs = (styles[:, None] * styles).flatten(0, 1)
+    return (pairs @ weight.square().mT / weight.shape[1]).contiguous()
