@@ -65,4 +65,5 @@ def _stream(path: Path, picture: Picture) -> None:
         try:
             pyramid.write(path, *size, tile, tile_size=TILE, progress=progress, fingerprint=picture.fingerprint())
         except (ValueError, OSError) as error:
-            raise CommandError(f"--out: {error}") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise CommandError(f"--out: {reason.removeprefix('path: ')}") from None
