@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from cips_fast import checkpoint
 from cips_fast.kernels import launch
 from cips_fast.kernels.device import standing_in
 
@@ -42,6 +43,14 @@ def data(tmp_path):
     path = tmp_path / "data"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def saved(generator, tmp_path):
+    """The path of a checkpoint of the file's own `generator`."""
+    path = tmp_path / "tiny.safetensors"
+    checkpoint.save(generator, path)
+    return str(path)
 
 
 @pytest.fixture(scope="module")

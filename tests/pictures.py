@@ -19,6 +19,12 @@ def save(path, seed=0, **options):
     Image.fromarray(picture(seed)).save(path, **options)
 
 
+def read(path):
+    """A picture's pixels, uint8 [H, W, 3]."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def expected(pixels, resolution=R):
     """The central square of uint8 [H, W, 3], resized independently of the code under test."""
     height, width = pixels.shape[:2]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
 
 from cips_fast import CIPSGenerator, checkpoint, pictures, render
 from cips_fast.__main__ import command_names, main
 from cips_fast.commands.common import parse_seeds, style_latents
+
+from .pictures import read
 
 
 @pytest.fixture(scope="module")
@@ -19,18 +20,6 @@ def generator():
     generator = CIPSGenerator(size=8, width=16, style_features=16).eval().requires_grad_(False)
     generator.mean_latent.normal_()
     return generator
-
-
-@pytest.fixture
-def saved(generator, tmp_path):
-    path = tmp_path / "tiny.safetensors"
-    checkpoint.save(generator, path)
-    return str(path)
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def wanted(generator, seed, height, width, region=(-1, -1, 1, 1), truncation=1.0):

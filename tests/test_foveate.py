@@ -5,30 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from cips_fast import CIPSGenerator, checkpoint, pictures, render
+from cips_fast import CIPSGenerator, pictures, render
 from cips_fast.__main__ import main
 from cips_fast.commands.common import style_latents
 from cips_fast.foveation import sample_pixels
+
+from .pictures import read
 
 
 @pytest.fixture(scope="module")
 def generator():
     torch.manual_seed(0)
     return CIPSGenerator(size=16, width=16, style_features=16, embedding_size=4).eval().requires_grad_(False)
-
-
-@pytest.fixture
-def saved(generator, tmp_path):
-    path = tmp_path / "tiny.safetensors"
-    checkpoint.save(generator, path)
-    return str(path)
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def said(capsys):

@@ -8,9 +8,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from cips_fast import CIPSGenerator, checkpoint, pictures, render
+from cips_fast import CIPSGenerator, pictures, render
 from cips_fast.__main__ import main
 from cips_fast.commands.common import style_latents
+
+from .pictures import read
 
 QUICK = ["--steps", "30"]
 
@@ -23,23 +25,11 @@ def generator():
 
 
 @pytest.fixture
-def saved(generator, tmp_path):
-    path = tmp_path / "tiny.safetensors"
-    checkpoint.save(generator, path)
-    return str(path)
-
-
-@pytest.fixture
 def picture(generator, tmp_path):
     """An image of the generator's own, as far as 8 bits hold it."""
     path = tmp_path / "picture.png"
     pictures.save(path, pictures.to_pixels(render.image(generator, style_latents(generator, [101])[0], 16, 16)))
     return str(path)
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 @pytest.mark.parametrize(("space", "shape"), [("w", (1, 32)), ("w+", (1, 7, 32))])
