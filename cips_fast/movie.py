@@ -149,6 +149,7 @@ class _H264:
             self.process.stdin.close()
         if self.process.wait():
             raise self._failure()
+        self.messages.close()
 
     def abort(self) -> None:
         if self.process is not None:
@@ -156,6 +157,7 @@ class _H264:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
             self.process.wait()
+            self.messages.close()
 
     def _start(self) -> None:
         self.messages = tempfile.TemporaryFile()  # noqa: SIM115, for as long as the process; a pipe would fill up

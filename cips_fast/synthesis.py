@@ -2,7 +2,8 @@
 
 On the kernels a network is one operator with a fused backward pass (kernels/layered.py), and where no gradient is
 wanted it may be one launch (kernels/stack.py). On a CPU it is one operator too (cpu_synthesis.py), in float32 and
-bfloat16. Everything else goes layer by layer through the public operations: the reference, sine activations and noise.
+bfloat16. Everything else goes layer by layer: the reference, sine activations, noise, and styles that differ from
+pixel to pixel (mixing.py).
 """
 
 import math
