@@ -163,6 +163,10 @@ class CIPSGenerator(nn.Module):
         grid = grids.integer if self.integer_coords else grids.plane
         return grid(self.size, self.size, device=device)
 
+    def in_native_units(self, coords: Tensor) -> Tensor:
+        """Points in [-1, 1]² as `synthesis` takes them: counted in the native grid's pixels with `integer_coords`."""
+        return (coords + 1) / 2 * (self.size - 1) if self.integer_coords else coords
+
     def forward(self, z: Tensor, coords: Tensor | None = None, truncation: float = 1.0) -> Tensor:
         """Images of latents.
 

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from .pixels import check_size
+
 Region = tuple[float, float, float, float]
 WHOLE: Region = (-1.0, -1.0, 1.0, 1.0)
 
@@ -63,9 +65,7 @@ def axes(height: int, width: int, region: Region = WHOLE, *, geometry: str = "pl
 
     In float64, to be rounded once: any part of the axes then has the very coordinates of the whole.
     """
-    for name, size in (("height", height), ("width", width)):
-        if size < 1:
-            raise ValueError(f"{name}: got {size}, must be at least 1")
+    check_size(height, width)
     x0, y0, x1, y1 = region
     y = torch.linspace(y0, y1, height, dtype=torch.float64)
     if geometry == "plane":

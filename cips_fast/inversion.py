@@ -280,11 +280,9 @@ def _picture(generator: CIPSGenerator, target: Tensor, mask: Tensor | None, regi
     _check_finite("target", target[:, mask.to(target.device)], LARGEST_COLOUR)
     render.check_region(region, generator.geometry)
     x, y = grids.axes(height, width, region, geometry=generator.geometry)
-    if generator.integer_coords:
-        x, y = ((axis + 1) / 2 * (generator.size - 1) for axis in (x, y))
     y, x = torch.meshgrid(y, x, indexing="ij")
-    like = generator.mean_latent
-    return _Picture(torch.stack([x, y], -1).to(like), target.to(like), mask.to(like.device))
+    coords, like = generator.in_native_units(torch.stack([x, y], -1)), generator.mean_latent
+    return _Picture(coords.to(like), target.to(like), mask.to(like.device))
 
 
 def _check_finite(name: str, values: Tensor, largest: float) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .generator import CIPSGenerator
+from .pixels import check_size
 from .render import Picture, digest, synthesise
 
 
@@ -38,9 +39,7 @@ class Panorama(Picture):
             raise ValueError(
                 f"w: got {len(w)} latents, must be an even number of at least 2: parts are mirrored in turn"
             )
-        for name, size in (("height", height), ("width", width)):
-            if size < 1:
-                raise ValueError(f"{name}: got {size}, must be at least 1")
+        check_size(height, width)
         self.generator, self.w, self.dtype = generator, w, dtype
         self.height, self.width = height, width
         self.x = torch.arange(width, dtype=torch.float64) * (len(w) / width)  # u

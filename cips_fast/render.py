@@ -111,8 +111,7 @@ class Renderer(Picture):
 def synthesise(generator: CIPSGenerator, w: Tensor, coords: Tensor, mix: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Colours float32 [N, 3] of points float64 [N, 2], of `LEAST` at once or more, lest sums go another way."""
     count, device = len(coords), w.device
-    if generator.integer_coords:  # counted in pixels of the native grid
-        coords = (coords + 1) / 2 * (generator.size - 1)
+    coords = generator.in_native_units(coords)
     coords, mix = (None if each is None else _at_least(each.float(), LEAST).to(device) for each in (coords, mix))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         rgb = generator.synthesis(w, coords[None] if mix is None else coords, mix)

@@ -66,15 +66,20 @@ def add_latents(parser: argparse.ArgumentParser, default: str = "0") -> None:
 def add_view(parser: argparse.ArgumentParser) -> None:
     """Arguments `--size`, `--region`, `--embedding` and `--precision`, for `renderers_of`."""
     parser.add_argument("--size", type=parse_size, metavar="WxH", help="pixels (default: the generator's own)")
-    parser.add_argument(
-        *("--region",), type=parse_numbers(4), default=WHOLE, metavar="X0,Y0,X1,Y1",
-        help="what is shown; -1,-1,1,1 is what was trained. Write --region=… where it begins with a minus",
-    )  # fmt: skip
+    add_region(parser, "what is shown")
     parser.add_argument(
         *("--embedding",), choices=("bilinear", "bicubic"), default="bilinear",
         help="how the embedding is read between its cells; bilinear as in training (%(default)s)",
     )  # fmt: skip
     add_precision(parser)
+
+
+def add_region(parser: argparse.ArgumentParser, what: str) -> None:
+    """Argument `--region`."""
+    parser.add_argument(
+        *("--region",), type=parse_numbers(4), default=WHOLE, metavar="X0,Y0,X1,Y1",
+        help=f"{what}; -1,-1,1,1 is what was trained. Write --region=… where it begins with a minus",
+    )  # fmt: skip
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

@@ -22,16 +22,15 @@ from tqdm import tqdm
 
 from .. import pictures
 from ..generator import CIPSGenerator
-from ..grids import WHOLE
 from ..inversion import SPACES, Projection, project
 from .common import (
     CommandError,
     add_out,
+    add_region,
     add_source,
     check_writable,
     native_size,
     open_generator,
-    parse_numbers,
     parse_size,
     say,
 )
@@ -41,7 +40,7 @@ PIXELS = 4096
 LARGEST = 256  # a side of the pixels that are compared, unless --size says otherwise
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 # What the library calls otherwise.
-FLAGS = {"target": "--size", "pixels_per_step": "--pixels", "learning_rate": "--learning-rate"}
+FLAGS = {"target": "--size", "learning_rate": "--learning-rate"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         *("--size",), type=parse_size, metavar="WxH",
         help=f"pixels that are compared (default: the generator's own, at most {LARGEST} a side)",
     )  # fmt: skip
-    parser.add_argument(
-        *("--region",), type=parse_numbers(4), default=WHOLE, metavar="X0,Y0,X1,Y1",
-        help="where the picture lies; write --region=-1,… (default: -1,-1,1,1)",
-    )  # fmt: skip
+    add_region(parser, "where the picture lies")
     parser.add_argument(
         *("--known",), type=float, default=1.0, metavar="SHARE",
         help="of the known pixels only so many are looked at, chosen at random once (%(default)s)",
@@ -83,6 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Invert a picture, and say how close it came."""
+    if args.pixels < 0:
+        raise CommandError(f"--pixels: got {args.pixels}, must be at least 1, or 0 for all")
     generator = open_generator(args)
     width, height = args.size or _default_size(generator)
     target, known = read_target(args.image, args.mask, width, height)
