@@ -9,6 +9,8 @@ pixel (`mixing`), and the coordinate runs to and fro over what was trained, so t
 A latent is seen pure at the middle of its part, where x = 0; parts that follow each other are mirrored.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -63,7 +65,27 @@ class Panorama(Picture):
         return digest(self.generator, self.dtype, self.w, self.x, self.y)
 
 
-def seam(picture: Picture, left: float, right: float) -> float:
-    """The largest difference between the colours at two places that are to be one, over all rows."""
-    edges = [picture.colours(torch.full_like(picture.y, x), picture.y) for x in (left, right)]
-    return float((edges[0] - edges[1]).abs().max())
+class Seam(NamedTuple):
+    """How a panorama's edges meet, in colours of [-1, 1].
+
+    Attributes:
+        gap: largest difference between the colours at the two ends, which are one place.
+        step: mean difference between the last column and the first.
+        beside: the same between the columns on either side of them, what `step` is to be like.
+    """
+
+    gap: float
+    step: float
+    beside: float
+
+
+def seam(picture: Picture, left: float, right: float) -> Seam:
+    """Measure a closed panorama, whose coordinates x `left` and `right` are one place."""
+
+    def column(x: float) -> Tensor:
+        return picture.colours(torch.full_like(picture.y, x), picture.y)
+
+    gap = (column(left) - column(right)).abs().max()
+    columns = torch.stack([column(float(picture.x[at % picture.width])) for at in (-2, -1, 0, 1)])
+    before, step, behind = columns.diff(dim=0).abs().mean((1, 2)).tolist()
+    return Seam(float(gap), step, (before + behind) / 2)

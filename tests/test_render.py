@@ -162,7 +162,7 @@ def test_a_panorama_of_plane_latents_closes_and_shows_each_of_them():
     w = torch.stack([latent(generator, seed) for seed in range(4)])
     picture = panorama.Panorama(generator, w, 16, 4 * 32)
     whole = picture.image()
-    assert panorama.seam(picture, 0, 4) == 0
+    assert panorama.seam(picture, 0, 4).gap == 0
     for j in range(4):  # the middle of a part is a latent's own, at x = 0
         column = picture.tile(slice(None), slice(32 * j + 16, 32 * j + 17))[..., 0]
         own = render.Renderer(generator, w[j], 16, 3).tile(slice(None), slice(1, 2))[..., 0]
@@ -170,6 +170,21 @@ def test_a_panorama_of_plane_latents_closes_and_shows_each_of_them():
     assert torch.equal(picture.tile(slice(2, 9), slice(30, 99)), whole[:, 2:9, 30:99])
     steps = (whole - whole.roll(1, 2)).abs().amax((0, 1))  # from every column to the one after it, round the circle
     assert steps[0] <= steps[1:].max()
+
+
+def test_a_seam_is_found_where_there_is_one():
+    generator = generator_of("plane")
+    w = latent(generator)
+    plane = render.Renderer(generator, w, 16, 64)
+    open_ends = panorama.seam(plane, -1, 1)
+    before, step, behind = plane.image()[..., [-2, -1, 0, 1]].diff(dim=-1).abs().mean((0, 1)).tolist()
+    assert open_ends.gap > 0.1
+    assert open_ends.step == pytest.approx(step, rel=1e-4)
+    assert open_ends.beside == pytest.approx((before + behind) / 2, rel=1e-4)
+    assert open_ends.step > 3 * open_ends.beside
+    closed = panorama.seam(panorama.Panorama(generator, torch.stack([w, -w]), 16, 64), 0, 2)
+    assert closed.gap == 0
+    assert closed.step < 2 * closed.beside
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 Of a generator with a cylinder's geometry it is one latent's image, a picture for each seed. Of a generator of plane
 images the seeds stand round a circle and blend into each other, an even number of them.
+
+It says how the edges meet: `seam`, the largest difference of colours at the two ends; `step`, the mean one from the
+last column to the first, and `beside`, that of the columns next to them. Colours are from -1 to 1.
 """
 
 import argparse
@@ -42,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render, and say how far apart the edges are."""
+    """Render, and say how the edges meet."""
     generator = open_generator(args)
     for path, picture, turn in _panoramas(args, generator):
         write_picture(path, picture)
+        met = seam(picture, *turn)
         size = {"width": picture.width, "height": picture.height}
-        say({"file": str(path), **size, "seam": seam(picture, *turn)})
+        say({"file": str(path), **size, "seam": met.gap, "step": round(met.step, 6), "beside": round(met.beside, 6)})
     return 0
 
 
