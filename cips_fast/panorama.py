@@ -9,6 +9,7 @@ pixel (`mixing`), and the coordinate runs to and fro over what was trained, so t
 A latent is seen pure at the middle of its part, where x = 0; parts that follow each other are mirrored.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -80,12 +81,16 @@ class Seam(NamedTuple):
 
 
 def seam(picture: Picture, left: float, right: float) -> Seam:
-    """Measure a closed panorama, whose coordinates x `left` and `right` are one place."""
+    """Measure a closed panorama, whose coordinates x `left` and `right` are one place.
+
+    Both sides are seen from within, the right one from the last number before it: what has been taken round to `left`
+    could not differ from it.
+    """
 
     def column(x: float) -> Tensor:
         return picture.colours(torch.full_like(picture.y, x), picture.y)
 
-    gap = (column(left) - column(right)).abs().max()
+    gap = (column(left) - column(math.nextafter(right, left))).abs().max()
     columns = torch.stack([column(float(picture.x[at % picture.width])) for at in (-2, -1, 0, 1)])
     before, step, behind = columns.diff(dim=0).abs().mean((1, 2)).tolist()
     return Seam(float(gap), step, (before + behind) / 2)

@@ -187,6 +187,15 @@ def test_a_seam_is_found_where_there_is_one():
     assert closed.step < 2 * closed.beside
 
 
+def test_a_seam_is_found_where_an_odd_number_of_parts_is_closed():
+    """Its last part ends at x = 1, and the first begins at x = -1: what no `Panorama` takes."""
+    generator = generator_of("plane")
+    w = torch.stack([latent(generator, seed) for seed in range(3)])
+    torn = panorama.Panorama(generator, w[:2], 16, 64)
+    torn.w, torn.x = w, torn.x * 1.5
+    assert panorama.seam(torn, 0, 3).gap > 0.1
+
+
 @pytest.mark.parametrize(
     ("kind", "latents", "words"),
     [
