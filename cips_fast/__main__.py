@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 from . import commands
 from .commands.common import CommandError
+from .console import prepare_streams
 
 SHARED = ("common", "output")  # modules of commands that are none
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 2 for bad input, with one line on stderr."""
+    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m cips_fast", description="Render what a generator has learned.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in command_names():

@@ -1,12 +1,13 @@
 """Colours as 8-bit pictures, and pictures as files: PNG, JPEG, WebP or TIFF by the file's ending."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from .atomic import whole_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {"compression": "tiff_deflate"}}
@@ -53,10 +54,5 @@ def save(path: str | Path, pixels: np.ndarray) -> None:
         OSError: the file cannot be written.
     """
     path, kind = Path(path), format_of(path, *pixels.shape[:2])
-    partial = path.with_name(path.name + ".partial")
-    try:
-        Image.fromarray(pixels).save(partial, format=kind, **OPTIONS.get(kind, {}))
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format=kind, **OPTIONS.get(kind, {}))

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from cips_fast.console import prepare_streams
+
 from .config import OptionError, Options, parse
 from .dry_run import describe
 from .images import DataError
@@ -13,6 +15,7 @@ from .sources import open_source
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trainer; 2 for bad input, with one line on stderr and nothing written."""
+    prepare_streams()
     try:
         options, dry_run = parse(argv)
         say(summary(options))

@@ -4,16 +4,14 @@ options.json  stats.jsonl  samples/*.png  checkpoints/step-*.safetensors  checkp
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from PIL import Image
 from torch import Tensor
 
-from cips_fast.checkpoint import read_tensors
+from cips_fast.atomic import whole_file, write_whole
+from cips_fast.checkpoint import read_tensors, write_tensors
 
 from .config import MAY_CHANGE, OptionError, Options, to_dict
 
@@ -60,7 +58,7 @@ class RunFolder:
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
-            _write_whole(self.path / "options.json", json.dumps(to_dict(options), indent=2).encode())
+            write_whole(self.path / "options.json", json.dumps(to_dict(options), indent=2).encode())
         except OSError as error:
             raise OptionError(f"--out: got {str(self.path)!r}, which cannot be written ({error.strerror})") from None
 
@@ -72,7 +70,7 @@ class RunFolder:
         file = self.checkpoints / pointer.read_text().strip()
         try:
             return read_tensors(file)
-        except (safetensors.SafetensorError, OSError) as error:
+        except (ValueError, OSError) as error:
             others = sorted(p.name for p in self.checkpoints.glob("step-*.safetensors") if p != file)
             advice = f"write {others[-1]!r} into {str(pointer)!r} to go on from there" if others else "no other is kept"
             raise OptionError(f"--out: checkpoint {str(file)!r} is damaged ({error}); {advice}") from None
@@ -80,11 +78,8 @@ class RunFolder:
     def save(self, step: int, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
         """Write a checkpoint, point `latest` at it, and drop the oldest beyond the newest few."""
         file = self.checkpoints / f"step-{step:09d}.safetensors"
-        partial = file.with_suffix(".partial")
-        safetensors.torch.save_file(dict(tensors), str(partial), metadata=metadata)
-        _sync(partial)
-        os.replace(partial, file)
-        _write_whole(self.checkpoints / "latest", file.name.encode())
+        write_tensors(file, tensors, metadata)
+        write_whole(self.checkpoints / "latest", file.name.encode())
         for old in sorted(self.checkpoints.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
             old.unlink()
         return file
@@ -99,14 +94,13 @@ class RunFolder:
         file = self.path / "stats.jsonl"
         if file.exists():
             lines = [line for line in file.read_text().splitlines() if _step_of(line, beyond=step + 1) <= step]
-            _write_whole(file, "".join(line + "\n" for line in lines).encode())
+            write_whole(file, "".join(line + "\n" for line in lines).encode())
 
     def preview(self, kimg: float, image: Image.Image) -> Path:
         """Write a preview grid, named by the images seen."""
         file = self.samples / f"kimg-{kimg:010.3f}.png"
-        partial = file.with_suffix(".partial")
-        image.save(partial, format="PNG")
-        os.replace(partial, file)
+        with whole_file(file) as temporary:
+            image.save(temporary, format="PNG")
         return file
 
 
@@ -116,15 +110,3 @@ def _step_of(line: str, beyond: int) -> int:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return beyond
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(content)
-    _sync(partial)
-    os.replace(partial, file)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
