@@ -8,6 +8,7 @@ from .last_run import Run
 LONGEST = {"cpu": 0.5, "cuda": 60.0}[DEVICE]
 TURNS = 0.1 if QUICK else 0.5  # seconds of turns a group, at least
 RUN = pytest.StashKey[Run]()
+DESELECTED = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser):
@@ -69,12 +70,20 @@ def pytest_configure(config):
     config.option.benchmark_columns = ["median", "rounds"]
 
 
+def pytest_deselected(items):
+    """Count the benchmarks that -k and the like leave out, so that a report can say that it is partial."""
+    if items:
+        stash = items[0].config.stash
+        stash[DESELECTED] = stash.get(DESELECTED, 0) + len(items)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     """What every contender took, beside the published formulation; and the file that a report is made of."""
     run = config.stash.get(RUN, None)
     if run is None:
         return
+    run.deselected = config.stash.get(DESELECTED, 0)
     terminalreporter.section(
         "median time, speed beside the published formulation, rate, share of plain products, memory"
     )

@@ -21,6 +21,7 @@ class Run:
 
     def __init__(self, longest_call: float) -> None:
         self.longest_call = longest_call  # seconds
+        self.deselected = 0  # benchmarks that the command line did not ask for
         self.groups: dict[Group, dict[str, dict[str, Any]]] = {}
         self.left_out: dict[Group, dict[str, float]] = {}
         self.single: list[dict[str, Any]] = []
@@ -64,12 +65,14 @@ class Run:
             for group, figures in self.groups.items()
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(
-                {"machine": machine(), "longest call": self.longest_call, "groups": groups, "single": self.single},
-                indent=1,
-            )
-        )
+        run = {
+            "machine": machine(),
+            "longest call": self.longest_call,
+            "deselected": self.deselected,
+            "groups": groups,
+            "single": self.single,
+        }
+        path.write_text(json.dumps(run, indent=1), encoding="utf-8")
         return path
 
 

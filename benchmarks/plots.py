@@ -7,40 +7,55 @@ COLOURS = {"published": "#8c8c8c", "eager": "#2a78b5", "compiled": "#d98b2b", "o
 DIRECTIONS = ("forward", "forward + backward")
 
 
-def plot_all(run: dict[str, Any], stem: Path) -> None:
-    """Write STEM-time.png, STEM-memory.png and STEM-roofline.png."""
+def plot_all(run: dict[str, Any], stem: Path) -> list[str]:
+    """Write STEM-time.png, STEM-memory.png and STEM-roofline.png, each where the run has figures for it.
+
+    Returns:
+        The names of those that were written: `time`, `memory`, `roofline`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
-    over_pixels(run, "seconds", "seconds a call", f"{stem}-time.png")
-    over_pixels(run, "peak bytes", "peak memory, MiB", f"{stem}-memory.png", 2**-20)
-    roofline(run, f"{stem}-roofline.png")
+    written = {
+        "time": over_pixels(run, "seconds", "seconds a call", f"{stem}-time.png"),
+        "memory": over_pixels(run, "peak bytes", "peak memory, MiB", f"{stem}-memory.png", 2**-20),
+        "roofline": roofline(run, f"{stem}-roofline.png"),
+    }
+    return [name for name, there in written.items() if there]
 
 
-def over_pixels(run: dict[str, Any], key: str, label: str, path: str, factor: float = 1.0) -> None:
-    """A figure of one image's generator over its pixels, forward on the left, forward and backward on the right."""
+def over_pixels(run: dict[str, Any], key: str, label: str, path: str, factor: float = 1.0) -> bool:
+    """A figure of one image's generator over its pixels, with a panel for each direction that was measured.
+
+    Returns:
+        Whether there was something to draw; else no file is written.
+    """
     from matplotlib import pyplot, ticker
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for panel, direction in zip(panels, DIRECTIONS, strict=True):
-        lines = generator_lines(run, direction, key, factor)
-        if direction == "forward":
-            single = "MiB beside the image" if key == "peak bytes" else "seconds"
-            points = [
-                (one["size"] ** 2, one[single])
-                for one in run["single"]
-                if one["what"] == "sampling" and one["width"] == 512
-            ]
-            lines["ours, any size"] = points
-        for name, points in lines.items():
-            panel.plot(*zip(*points, strict=True), **style(name), label=name) if points else None
+    lines = {direction: generator_lines(run, direction, key, factor) for direction in DIRECTIONS}
+    single = "MiB beside the image" if key == "peak bytes" else "seconds"
+    points = [
+        (one["size"] ** 2, one[single]) for one in run["single"] if one["what"] == "sampling" and one["width"] == 512
+    ]
+    if points:
+        lines["forward"]["ours, any size"] = points
+    lines = {direction: found for direction, found in lines.items() if found}
+    if not lines:
+        return False
+    figure, panels = pyplot.subplots(
+        1, len(lines), figsize=(5 * len(lines), 4), sharey=True, layout="constrained", squeeze=False
+    )
+    for panel, (direction, found) in zip(panels[0], lines.items(), strict=True):
+        for name, points in found.items():
+            panel.plot(*zip(*points, strict=True), **style(name), label=name)
         panel.set(xscale="log", yscale="log", xlabel="pixels of an image", title=f"generator, {direction}")
         panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         panel.grid(which="major", color="#e5e5e5")
         panel.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel(label)
+    panels[0][0].set_ylabel(label)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+    return True
 
 
 def generator_lines(run: dict[str, Any], direction: str, key: str, factor: float) -> dict[str, list]:
@@ -54,13 +69,19 @@ def generator_lines(run: dict[str, Any], direction: str, key: str, factor: float
     return lines
 
 
-def roofline(run: dict[str, Any], path: str) -> None:
-    """Rates over operations a byte that a perfectly fused operation would move, at 256² or the largest there is."""
+def roofline(run: dict[str, Any], path: str) -> bool:
+    """Rates over operations a byte that a perfectly fused operation would move, at 256² or the largest there is.
+
+    Returns:
+        Whether there was something to draw; else no file is written.
+    """
     from matplotlib import pyplot
 
+    groups = [group for group in run["groups"] if group["op"] in ("generator", "mod_fc") and group["contenders"]]
+    if not groups:
+        return False
     figure, panel = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     bandwidth, roofs = run["machine"]["copied bytes a second"] / 1e9, {}
-    groups = [group for group in run["groups"] if group["op"] in ("generator", "mod_fc")]
     for group in groups:
         for name, one in group["contenders"].items():
             kind, precision = name.split()
@@ -87,6 +108,7 @@ def roofline(run: dict[str, Any], path: str) -> None:
     panel.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+    return True
 
 
 def style(name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """python -m benchmarks.report [RUN.json] [--out FOLDER]: the last run as a page of tables and plots.
 
-Writes docs/benchmarks/NAME.md, NAME-time.png, NAME-memory.png and NAME-roofline.png; NAME is `cpu` or the GPU's.
+Writes NAME.md and the plots for which the run has figures, NAME-time.png, NAME-memory.png and NAME-roofline.png, into
+.benchmarks/report. NAME is `cpu` or the GPU's. `--out docs/benchmarks` replaces the documented pages.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 from .last_run import PATH
 from .plots import plot_all
 
-FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
+FOLDER = PATH.parent / "report"
 HEADER = ["", "contender", "ms", "× published", "GFLOP/s", "of GEMM", "MiB"]
 TITLES = {
     "generator": "Whole generator",
@@ -32,15 +33,17 @@ longer than the run allowed.
 """
 
 
-def page(run: dict[str, Any], name: str) -> str:
-    """The run in Markdown, with the plots that lie beside it."""
+def page(run: dict[str, Any], name: str, plots: Sequence[str]) -> str:
+    """The run in Markdown, with the named plots of the same folder."""
     machine = {key: value for key, value in run["machine"].items() if value is not None}
     machine["copied bytes a second"] = f"{machine['copied bytes a second'] / 1e9:.0f} billion, read and written"
     lines = [f"# Measured on {machine.pop('device')}", ""]
     lines += [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
     command = f"pytest benchmarks/ --benchmark-only --longest-call {run['longest call']:g}"
     lines += [f"Made by `{command}` and `python -m benchmarks.report`.", "", READING]
-    lines += [f"![{what}]({name}-{what}.png)" for what in ("time", "memory", "roofline")]
+    if missing := missing_from(run):
+        lines += [f"**A partial run**: it has {missing}.", ""]
+    lines += [f"![{what}]({name}-{what}.png)" for what in plots]
     ops = dict.fromkeys(group["op"] for group in run["groups"])
     for op in sorted(ops, key=list(TITLES).index):
         for direction in dict.fromkeys(group["direction"] for group in run["groups"] if group["op"] == op):
@@ -51,6 +54,16 @@ def page(run: dict[str, Any], name: str) -> str:
         cells = [[f"{value:.4g}" if value < 1e4 else f"{value:,.0f}" for value in one.values()] for one in figures]
         lines += ["", f"## {what[0].upper()}{what[1:]}", "", *table(list(figures[0]), cells)]
     return "\n".join(lines) + "\n"
+
+
+def missing_from(run: dict[str, Any]) -> str:
+    """What a partial run lacks, in words; empty for a whole run."""
+    there = {group["op"] for group in run["groups"]}
+    lacking = [TITLES[op][0].lower() + TITLES[op][1:] for op in TITLES if op not in there]
+    parts = [f"no figures for: {'; '.join(lacking)}"] if lacking else []
+    if run.get("deselected"):  # files written before runs counted them have no such entry
+        parts.append(f"{run['deselected']} benchmarks deselected")
+    return " and ".join(parts)
 
 
 def rows(groups: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
@@ -88,18 +101,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0, or 2 if there is no run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, default=PATH, help="(default: the last one)")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: docs/benchmarks)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: .benchmarks/report)")
     options = parser.parse_args(argv)
     if not options.run.exists():
         print(f"error: run: there is no {options.run}; pytest benchmarks/ --benchmark-only makes it", file=sys.stderr)
         return 2
-    run = json.loads(options.run.read_text())
+    run = json.loads(options.run.read_text(encoding="utf-8"))
     machine = run["machine"]
     name = "cpu" if machine["kind"] == "cpu" else re.sub(r"\W+", "-", machine["device"].lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.md").write_text(page(run, name))
-    plot_all(run, options.out / name)
-    print(f"wrote {options.out / name}.md and its plots")
+    if missing := missing_from(run):
+        print(f"warning: a partial run: it has {missing}", file=sys.stderr)
+    plots = plot_all(run, options.out / name)
+    (options.out / f"{name}.md").write_text(page(run, name, plots), encoding="utf-8")
+    print(f"wrote {options.out / name}.md and {len(plots)} plots")
     return 0
 
 

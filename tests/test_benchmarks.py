@@ -1,6 +1,7 @@
 """The benchmarks' own machinery: a wrong contender is found out, and a run becomes a page."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from benchmarks import bench_mod_fc, bench_scaling, contest, gemm, report
 from benchmarks.last_run import Run
 from cips_fast import reference as ref
 
+DOCUMENTED = Path(report.__file__).parent.parent / "docs" / "benchmarks"
 CASE = bench_mod_fc.Case("forward + backward", 40, 2, 8, 8)  # more pixels than are compared
 
 
@@ -100,6 +102,38 @@ def test_a_run_becomes_a_page(tmp_path):
     assert "left out: 12 s" in page.read_text()
     for plot in ("time", "memory", "roofline"):
         assert (tmp_path / "docs" / f"{page.stem}-{plot}.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def layers_alone(tmp_path):
+    """A run of `-k mod_fc`: no figures of generators."""
+    run = Run(1.5)
+    figures = {"flop": 2e6, "moved bytes": 1e4, "GFLOP/s": 0.5, "share of GEMM": 0.25, "peak bytes": 3 << 20}
+    run.add(contest.Group("mod_fc", "forward", 64, 1), {str(contest.OURS): figures | {"seconds": 0.1}})
+    run.deselected = 12
+    return run.save(tmp_path / "run.json")
+
+
+def test_a_partial_run_says_so_and_has_no_empty_plots(layers_alone, tmp_path, capsys, recwarn):
+    assert report.main([str(layers_alone), "--out", str(tmp_path / "docs")]) == 0
+    (page,) = (tmp_path / "docs").glob("*.md")
+    assert [plot.name for plot in (tmp_path / "docs").glob("*.png")] == [f"{page.stem}-roofline.png"]
+    text = page.read_text()
+    assert "time.png" not in text
+    assert "memory.png" not in text
+    for place in (text, capsys.readouterr().err):
+        assert "no figures for: whole generator;" in place
+        assert "12 benchmarks deselected" in place
+    assert not [str(one.message) for one in recwarn if "legend" in str(one.message)]
+
+
+def test_a_report_does_not_touch_the_documented_pages(layers_alone, tmp_path, monkeypatch):
+    assert report.FOLDER.parent.name == ".benchmarks"
+    monkeypatch.setattr(report, "FOLDER", tmp_path / "default")
+    documented = sorted((path.name, path.stat().st_mtime_ns) for path in DOCUMENTED.iterdir())
+    assert report.main([str(layers_alone)]) == 0
+    assert list((tmp_path / "default").glob("*.md"))
+    assert documented == sorted((path.name, path.stat().st_mtime_ns) for path in DOCUMENTED.iterdir())
 
 
 def test_no_run_is_an_error(tmp_path, capsys):
