@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: a partial run: it has {missing}", file=sys.stderr)
     plots = plot_all(run, options.out / name)
     (options.out / f"{name}.md").write_text(page(run, name, plots), encoding="utf-8")
-    print(f"wrote {options.out / name}.md and {len(plots)} plots")
+    print(f"wrote {options.out / name}.md, plots: {', '.join(plots) or 'none'}")
     return 0
 
 

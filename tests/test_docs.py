@@ -11,7 +11,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 CODE = {
-    "README.md": ["image", "wide", "some", "y"],
+    "README.md": ["image", "wide", "some", "fast", "y"],
     "docs/rendering.md": ["image", "tile", "some", "colours", "painted", "blend"],
 }
 
