@@ -40,7 +40,7 @@ def test_value_and_gradients(demodulate, activation, batch, images, anchors):
     wanted, plain = run(pixel_by_pixel, torch.float64), run(pixel_by_pixel, torch.float32)
     got = run(mixed_fc, torch.float32)
     assert_as_accurate(got[:-1], plain[:-1], wanted[:-1], torch.float32)
-    # Demodulation takes the scale of a style away, and with one anchor α is a scale: its gradient is 0 but for rounding.
+    # Demodulation takes out a style's scale, and α of one anchor is such a scale: a gradient of 0 but for rounding.
     scale = gradient_before_demodulation(tensors, upstream, activation) if demodulate and anchors == 1 else 0.0
     assert_as_accurate(got[-1:], plain[-1:], wanted[-1:], torch.float32, scale)
 
