@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -38,6 +39,19 @@ def test_split_is_checked(data):
         open_source("landscapes", R, split="test")
     with pytest.raises(DataError, match="no split 'heldout'"):
         open_source(str(data), R, split="heldout")
+
+
+def test_packages_that_draw_landscapes_are_named_where_they_are_missing(monkeypatch):
+    version = metadata.version
+
+    def some(package):
+        if package in ("dicebear-styles", "resvg-py"):
+            raise metadata.PackageNotFoundError(package)
+        return version(package) if package != "dicebear-core" else "10"
+
+    monkeypatch.setattr(metadata, "version", some)
+    with pytest.raises(DataError, match=r"not installed: pip install dicebear-styles resvg-py$"):
+        open_source("landscapes", R)
 
 
 @pytest.mark.parametrize("kind", ["landscapes", "bluemarble", "folder", "zip"])
