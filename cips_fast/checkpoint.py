@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -50,6 +48,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     Raises:
         OSError: the file cannot be written.
     """
+    import safetensors.torch  # here and below: a machine that only runs networks needs no files
+
     metadata = dict(metadata) | {CHECKSUM: checksum(tensors, metadata)}
     with whole_file(path) as temporary:
         try:
@@ -66,6 +66,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: the file is damaged: it is no safetensors file, or its content differs from its checksum. A file
             without a checksum is taken as it is.
     """
+    import safetensors
+
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -86,7 +88,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _as_os_error(error: safetensors.SafetensorError) -> OSError:
+def _as_os_error(error: Exception) -> OSError:
     """What safetensors reports as text, such as `I/O error: No space left on device (os error 28)`, as an OSError."""
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))

@@ -7,6 +7,7 @@ and biases instead of being a pass over the pixels.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,9 +102,17 @@ def apply_layer(x: Tensor, w: Tensor, bias: Tensor | None, lrelu: bool = True) -
 
 @lru_cache
 def _has_post_op(dtype: torch.dtype) -> bool:
-    """Whether PyTorch was built with oneDNN and the processor serves it in that dtype."""
-    available = torch.backends.mkldnn.is_available()
-    return available and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether PyTorch has a oneDNN that serves this dtype on this processor, and computes every row of float32 alike.
+
+    The oneDNN 3.10 in PyTorch 2.11 sums the last rows of a product in another order than the rows before, so the last
+    bits of a pixel would depend on the pixels that are drawn with it. oneDNN 3.12 does not do that.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype != torch.float32:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    version = re.search(r"(?:MKL-DNN|oneDNN) v(\d+)\.(\d+)", torch.__config__.show())
+    return version is None or (int(version[1]), int(version[2])) >= (3, 12)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

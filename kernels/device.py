@@ -69,6 +69,8 @@ def run(
     if _stand_in is not None:
         _stand_in.execute(call)
         return
+    if interpreted() and (reason := interpreter_refusal()):
+        raise RuntimeError(f"TRITON_INTERPRET=1: {reason}")
     tensor = next(value for value in call.arguments.values() if isinstance(value, Tensor))
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
         call.kernel[call.grid](**call.arguments, **call.constants, **call.options)
@@ -87,6 +89,21 @@ def is_gpu(device: torch.device) -> bool:
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on tensors of any device."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+@lru_cache
+def interpreter_refusal() -> str | None:
+    """Why Triton's interpreter cannot run loops with the NumPy that is installed; None where it can."""
+    import numpy
+    import triton
+
+    def version(module: Any) -> tuple[int, ...]:
+        return tuple(int(part) for part in module.__version__.split(".")[:2])
+
+    if version(triton) >= (3, 7) or version(numpy) < (2, 4):
+        return None
+    installed = f"Triton {triton.__version__} with NumPy {numpy.__version__}"
+    return f"got {installed}, must be Triton 3.7 or later, or NumPy before 2.4"
 
 
 def architecture(device: torch.device) -> str:

@@ -21,6 +21,9 @@ from .mod_fc import SLOPE, place_in_grid
 from .tune import product_tiles
 
 EPS = tl.constexpr(1e-8)
+# Modulated pixels reach Hopper's products from registers. Triton before 3.8 rewrites those registers in the next step
+# of the loop while up to three products still read them, which the PTX ISA leaves undefined ("wgmma.wait_group").
+REGISTERS_RACE = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 
 
 @triton.jit(do_not_specialize=["P"])
@@ -41,6 +44,7 @@ def mod_fc_mixed_kernel(
     J: tl.constexpr,
     LRELU: tl.constexpr,
     EVEN_I: tl.constexpr,
+    WAIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -71,6 +75,8 @@ def mod_fc_mixed_kernel(
             style += share[:, None] * anchor[None, :]
         modulated = (x.to(tl.float32) * style).to(x.dtype)
         acc = tl.dot(modulated, w, acc, input_precision=PRECISION)
+        if WAIT:  # whatever reads the sum has Triton wait for the products; ptxas removes the move
+            acc = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [acc], tl.float32, is_pure=True, pack=1)
         x_ptrs += BLOCK_I
         w_ptrs += BLOCK_I
 
@@ -145,8 +151,9 @@ def mod_fc_mixed(
             "x_stride_p": x.stride(1),
             "gain": gain,
         }
-        kind = precision(x.dtype, architecture(x.device))
-        constants = {"J": J, "LRELU": lrelu, "EVEN_I": I % tiles.depth == 0, "PRECISION": kind}
+        arch = architecture(x.device)
+        constants = {"J": J, "LRELU": lrelu, "EVEN_I": I % tiles.depth == 0, "PRECISION": precision(x.dtype, arch)}
+        constants["WAIT"] = REGISTERS_RACE and arch == "sm_90"
         blocks = {"BLOCK_P": tiles.rows, "BLOCK_O": tiles.cols, "BLOCK_I": tiles.depth}
         grid = (B * triton.cdiv(P, tiles.rows) * triton.cdiv(O, tiles.cols),)
         run(mod_fc_mixed_kernel, grid, arguments, constants | blocks, tiles)

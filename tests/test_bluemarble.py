@@ -10,7 +10,10 @@ from cips_fast.train import bluemarble
 from cips_fast.train.images import DataError
 from cips_fast.train.sources import open_source
 
+from .needs import needs_map
 
+
+@needs_map
 @pytest.mark.parametrize("resolution", [64, 100, 256, 512])
 def test_bluemarble_splits_share_no_longitude(resolution):
     train = open_source("bluemarble", resolution)
@@ -26,6 +29,7 @@ def test_bluemarble_splits_share_no_longitude(resolution):
     assert train.corners[:, 0].max() + resolution <= 150 * 15  # nothing south of 60°S
 
 
+@needs_map
 def test_bluemarble_crops_are_land_and_not_bare_ice():
     source = open_source("bluemarble", 64)
     assert len(source) == 9007  # as documented
@@ -35,6 +39,7 @@ def test_bluemarble_crops_are_land_and_not_bare_ice():
         assert crop.mean() < 200 or crop.mean(axis=2).std() > 19.9
 
 
+@needs_map
 @pytest.mark.parametrize(
     ("latitude", "longitude", "water"),
     [(0, -150, True), (55, 3, True), (47.5, -87, True), (23, 10, False), (-5, -60, False), (75, -40, False)],

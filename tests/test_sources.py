@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import pytest
 from cips_fast.train.images import DataError
 from cips_fast.train.sources import open_source
 
+from .needs import needs_landscapes, needs_map
 from .pictures import R, assert_is_image, save
+
+DRAWN = [pytest.param("landscapes", marks=needs_landscapes), pytest.param("bluemarble", marks=needs_map)]
 
 
 @pytest.mark.parametrize("name", ["absent", "", "landscape"])
@@ -40,7 +44,20 @@ def test_split_is_checked(data):
         open_source(str(data), R, split="heldout")
 
 
-@pytest.mark.parametrize("kind", ["landscapes", "bluemarble", "folder", "zip"])
+def test_packages_that_draw_landscapes_are_named_where_they_are_missing(monkeypatch):
+    version = metadata.version
+
+    def some(package):
+        if package in ("dicebear-styles", "resvg-py"):
+            raise metadata.PackageNotFoundError(package)
+        return version(package) if package != "dicebear-core" else "10"
+
+    monkeypatch.setattr(metadata, "version", some)
+    with pytest.raises(DataError, match=r"not installed: pip install dicebear-styles resvg-py$"):
+        open_source("landscapes", R)
+
+
+@pytest.mark.parametrize("kind", [*DRAWN, "folder", "zip"])
 def test_every_source_keeps_the_protocol(kind, data):
     save(data / "a.png")
     with zipfile.ZipFile(data.parent / "b.zip", "w") as archive:
@@ -58,13 +75,14 @@ def test_every_source_keeps_the_protocol(kind, data):
             source.load(index)
 
 
-@pytest.mark.parametrize("kind", ["landscapes", "bluemarble", "folder"])
+@pytest.mark.parametrize("kind", [*DRAWN, "folder"])
 def test_every_source_works_in_another_process(kind, data, pool):
     save(data / "a.png")
     source = open_source(str(data) if kind == "folder" else kind, 64)
     np.testing.assert_array_equal(pool.apply(source.load, (0,)), source.load(0))
 
 
+@needs_landscapes
 def test_cache_dir_wins_over_the_environment(cache, tmp_path):
     open_source("landscapes", R, cache_dir=tmp_path / "mine").load(0)
     assert list((tmp_path / "mine").rglob("*.png"))

@@ -22,6 +22,8 @@ from cips_fast.train.losses import ema_decay, gradient_penalty
 from cips_fast.train.run_folder import RunFolder
 from cips_fast.train.trainer import Trainer
 
+from .needs import needs_landscapes
+
 ROOT = Path(__file__).parent.parent
 TINY = {
     "res": 16, "crop": 8, "batch": 2, "width": 8, "style_features": 8, "embedding_size": 8, "d_channels": 8,
@@ -336,6 +338,7 @@ def test_presets_follow_the_device_and_the_command_line():
     assert not resolve({"res": 512, "device": "cpu", "data": "my/photos"}).mirror
 
 
+@needs_landscapes
 def test_landscapes_are_drawn_before_and_beside_the_training(tmp_path, cache, monkeypatch, capsys):
     monkeypatch.setattr(loop, "FIRST_POOL", 12)
     arguments = [

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import sys
 
 import pytest
 import torch
@@ -138,3 +140,20 @@ def test_a_cache_that_is_a_file_costs_only_the_memory(gpu, cache):
     gpu.clear()
     assert choose() == chosen
     assert gpu == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="home folders of POSIX")
+def test_a_user_without_a_home_folder_loses_only_the_file(gpu, monkeypatch):
+    for variable in ("CIPS_FAST_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # a user whom the system does not know
+    with pytest.warns(UserWarning, match="tiles are not kept for the next run: CIPS_FAST_CACHE is not set"):
+        chosen = choose()
+    gpu.clear()
+    assert choose() == chosen
+    assert gpu == []
+
+
+def test_a_machine_without_tqdm_measures_without_a_bar(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert choose() == min(gpu, key=lambda tiles: tiles.depth + tiles.warps)

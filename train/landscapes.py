@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+PACKAGES = ("dicebear-core", "dicebear-styles", "resvg-py")
 COUNTS = {"train": 5000, "heldout": 500}
 STALE_SECONDS = 3600.0
 # resvg draws a clip path through a mask of the whole canvas, over half of the drawing time. Where the clip is the
@@ -120,9 +121,22 @@ class Drawing:
             process.wait()
 
 
+def missing_packages() -> list[str]:
+    """Those of `PACKAGES` that are not installed."""
+
+    def is_missing(package: str) -> bool:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return True
+        return False
+
+    return list(filter(is_missing, PACKAGES))
+
+
 def draw(seed: int, resolution: int) -> bytes:
     """Landscape number `seed` as a PNG of `resolution`×`resolution` opaque pixels."""
-    import resvg_py  # here and in `_style`: a run whose landscapes are all cached needs no renderer
+    import resvg_py  # here and in `_style`: a run whose landscapes are all cached loads no renderer
 
     png = resvg_py.svg_to_bytes(
         svg_string=_without_idle_clip(_svg(seed)),

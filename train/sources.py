@@ -7,7 +7,7 @@ from pathlib import Path
 from .bluemarble import BlueMarbleMap, BlueMarbleSource
 from .folder import FolderSource
 from .images import DataError, ImageSource, cache_root
-from .landscapes import LandscapeSource
+from .landscapes import LandscapeSource, missing_packages
 
 CHOICES = "landscapes, bluemarble, a folder or a .zip file"
 SPLITS = ("train", "heldout")
@@ -39,6 +39,8 @@ def open_source(
             raise DataError(f"{data!r} has no panoramas of 360°; for --geometry cylinder it may be bluemarble")
         return BlueMarbleMap(resolution)
     if data == "landscapes":
+        if missing := " ".join(missing_packages()):
+            raise DataError(f"landscapes are drawn by packages that are not installed: pip install {missing}")
         return LandscapeSource(resolution, cache_root(cache_dir), split=split)
     if data == "bluemarble":
         return BlueMarbleSource(resolution, split=split)
