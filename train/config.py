@@ -263,7 +263,12 @@ def _precision(name: str, device: str) -> str:
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
-        raise OptionError(f"--{name.replace('_', '-')}: got {value!r}, must be {wanted}")
+        raise OptionError(f"--{name.replace('_', '-')}: got {_shown(value)}, must be {wanted}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -309,8 +314,7 @@ def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def _bad_value(text: str, wanted: str) -> argparse.ArgumentTypeError:
-    shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-    return argparse.ArgumentTypeError(f"got {shown!r}, must be {wanted}")
+    return argparse.ArgumentTypeError(f"got {_shown(text)}, must be {wanted}")
 
 
 def _names(choices: Sequence[str]) -> str:
