@@ -13,6 +13,7 @@ from PIL import Image
 
 from cips_fast.train import folder, images
 from cips_fast.train.images import DataError
+from cips_fast.train.landscapes import LandscapeSource
 from cips_fast.train.sources import open_source
 
 from .pictures import R, assert_close, expected, picture, save
@@ -349,3 +350,137 @@ def test_two_processes_open_one_folder(data, cache, pool):
     for source in [result.get() for result in opened]:
         np.testing.assert_array_equal(source.load(39), expected(picture(39)))
     assert [path.suffix for path in (cache / "folders").iterdir()] == [".npy"]
+
+
+def cache_file(cache):
+    (path,) = (cache / "folders").iterdir()
+    return path
+
+
+def test_a_flipped_byte_in_the_cache_changes_no_pixel(data, cache):
+    """Every byte of header, list and seal, and one in 97 of the pixels."""
+    for seed in range(2):
+        save(data / f"{seed}.png", seed)
+    (data / "bad.png").touch()
+    with pytest.warns(UserWarning, match="left out 1 of 3"):
+        open_source(str(data), 8)
+    path = cache_file(cache)
+    whole = path.read_bytes()
+    pixels = range(128, 128 + 2 * 3 * 8 * 8)
+    for place in range(len(whole)):
+        if place in pixels and place % 97:
+            continue
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            source = open_source(str(data), 8)
+            for seed in range(2):
+                np.testing.assert_array_equal(source.load(seed), expected(picture(seed), 8))
+        told = [str(one.message) for one in caught if "is damaged: its images are decoded again" in str(one.message)]
+        assert len(told) == (place in pixels)
+        if place in pixels:
+            assert not path.exists()  # and the next opening writes it again
+    with pytest.warns(UserWarning, match="left out 1 of 3"):
+        open_source(str(data), 8)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        "[1, 2]".encode("utf-16"),
+        b"PK\x03\x04" + bytes(200),
+        b"\x93NUMPY\1\0",
+        b"-" * 400,
+        bytes(400),
+    ],
+    ids=["empty", "list", "null", "utf-16", "zip", "header", "signs", "zeros"],
+)
+def test_a_file_that_is_no_cache_is_replaced(content, data, cache):
+    save(data / "a.png")
+    want = open_source(str(data), R).load(0)
+    path = cache_file(cache)
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    np.testing.assert_array_equal(open_source(str(data), R).load(0), want)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes need POSIX")
+def test_a_pipe_in_the_caches_place_does_not_hang(data, cache):
+    save(data / "a.png")
+    open_source(str(data), R)
+    path = cache_file(cache)
+    path.unlink()
+    os.mkfifo(path)
+    np.testing.assert_array_equal(open_source(str(data), R).load(0), expected(picture(0)))
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "removed"])
+def test_a_cache_that_shrinks_while_it_is_used(how, data, cache):
+    for seed in range(3):
+        save(data / f"{seed}.png", seed)
+    source = open_source(str(data), R)
+    path = cache_file(cache)
+    if how == "removed":
+        path.unlink()
+    else:
+        os.truncate(path, 0 if how == "emptied" else 200)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(3):
+            np.testing.assert_array_equal(source.load(seed), expected(picture(seed)))
+    assert len(caught) == (how != "removed")
+
+
+@pytest.mark.parametrize("home", [None, "~nobodyhere/cache"])
+def test_without_a_home_folder_there_is_no_cache(home, data, tmp_path, monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CIPS_FAST_CACHE")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    if home:
+        monkeypatch.setenv("CIPS_FAST_CACHE", home)
+    assert images.cache_root() is None
+    save(data / "a.png")
+    with pytest.warns(UserWarning, match="there is no home folder.*CIPS_FAST_CACHE") as caught:
+        source = folder.FolderSource(data, R, None)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(source.load(0), expected(picture(0)))
+    landscapes = LandscapeSource(R, None)
+    with pytest.warns(UserWarning, match=r"there is no home folder.*CIPS_FAST_CACHE") as caught:
+        first = [landscapes.load(0) for _ in range(2)]
+    np.testing.assert_array_equal(*first)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawing = landscapes.prepare(range(3), workers=1)
+    assert (drawing.total, drawing.done, drawing.running, landscapes.is_cached(0)) == (0, 0, False, False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that are no text need POSIX")
+def test_names_that_are_no_text(data):
+    (data / os.fsdecode(b"\xff\xfe")).mkdir()
+    save(data / os.fsdecode(b"\xff\xfe/a.png"), 4)
+    (data / os.fsdecode(b"bad-\xff.png")).touch()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="left out 1 of 2 files"):
+            source = open_source(str(data), R)
+        np.testing.assert_array_equal(source.load(0), expected(picture(4)))
+
+
+def test_an_encrypted_zip_is_no_data(data):
+    save(data / "a.png")
+    path = Path(pack(data))
+    content = bytearray(path.read_bytes())
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(start) + flags] |= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"1 files, none readable: .*encrypted"):
+        open_source(str(path), R)

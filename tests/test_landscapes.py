@@ -2,10 +2,12 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -76,6 +78,29 @@ def test_a_truncated_landscape_is_redrawn(share):
     assert path.read_bytes() == whole
 
 
+def test_a_flipped_byte_in_a_cached_landscape_changes_no_pixel():
+    source = open_source("landscapes", 16)
+    want = source.load(7)
+    path = source.folder / "000007.png"
+    whole = path.read_bytes()
+    end = len(whole) - 12  # what follows the pixels matters to none of them
+    for place in range(end):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        np.testing.assert_array_equal(source.load(7), want)
+        assert path.read_bytes()[:end] == whole[:end]  # drawn again
+
+
+def test_a_cache_that_is_removed_while_landscapes_are_drawn():
+    source = open_source("landscapes", R)
+    drawing = source.prepare(range(5000), workers=1)
+    wait_for(lambda: drawing.done > 0)
+    shutil.rmtree(source.folder, ignore_errors=True)
+    assert drawing.done < 5000
+    drawing.stop()
+    shutil.rmtree(source.folder, ignore_errors=True)
+    assert drawing.done == 0
+
+
 def test_a_landscape_of_another_size_is_redrawn():
     source = open_source("landscapes", R)
     want = source.load(7)
@@ -89,7 +114,8 @@ def test_an_unwritable_cache_costs_only_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="cannot write"):
         image = source.load(3)
     np.testing.assert_array_equal(image, open_source("landscapes", R).load(3))
-    with pytest.warns(UserWarning, match="cannot write"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one warning is enough
         drawing = source.prepare(range(3), workers=1)
     assert (drawing.total, drawing.done, drawing.running) == (0, 0, False)
 

@@ -1,6 +1,8 @@
 """python -m cips_fast project: the folder that it writes, and that other commands take what it found."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from cips_fast import CIPSGenerator, pictures, render
 from cips_fast.__main__ import main
 from cips_fast.commands.common import style_latents
+from cips_fast.commands.project import read_target
 
 from .pictures import read
 
@@ -102,6 +105,56 @@ def test_the_centre_of_a_wide_transparent_picture(saved, tmp_path):
     assert np.array_equal(np.unique(target[8:].reshape(-1, 3), axis=0), [[255, 0, 0]])
 
 
+def grey_float(pixels):
+    values = np.asarray(pixels).astype(np.float32) / 255
+    values[0, 0] = np.inf
+    return values
+
+
+# Files that training reads: how a picture is written, from RGB pixels, and the pixels that are right.
+KINDS = {
+    "16-bit": ("png", lambda p: Image.fromarray(p[..., 0].astype(np.uint16) * 257), {}, lambda p: p[..., :1]),
+    "float": ("tiff", lambda p: Image.fromarray(grey_float(p[..., 0])), {}, None),
+    "damaged-exif": ("png", Image.fromarray, {"exif": b"garbage!"}, lambda p: p),
+    "transparent-16-bit": (
+        "png",
+        lambda p: Image.fromarray(np.full(p.shape[:2], 0x1000, np.uint16)),
+        {"transparency": 0x1000},
+        lambda p: np.full_like(p, 255),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_trained_on_can_be_projected(kind, picture, tmp_path):
+    pixels = read(picture)
+    ending, image_of, options, want = KINDS[kind]
+    image_of(pixels).save(tmp_path / f"a.{ending}", **options)
+    target, known = read_target(tmp_path / f"a.{ending}", None, 16, 16)
+    got = pictures.to_pixels(target)
+    if want is None:  # the infinite pixel has the median of the others
+        assert np.array_equal(got[1:], np.broadcast_to(pixels[1:, :, :1], (15, 16, 3)))
+    else:
+        assert np.array_equal(got, np.broadcast_to(want(pixels), pixels.shape))
+    assert known.all()
+
+
+@pytest.mark.parametrize("kind", ["8-bit", "16-bit", "float", "damaged-exif"])
+def test_a_mask_of_any_kind(kind, picture, tmp_path):
+    shown = np.zeros((16, 16), bool)
+    shown[:, 3:9] = True
+    masks = {
+        "8-bit": (shown * np.uint8(255), "png", {}),
+        "16-bit": (shown * np.uint16(65535), "png", {}),
+        "float": (shown * np.float32(1), "tiff", {}),
+        "damaged-exif": (shown * np.uint8(255), "png", {"exif": b"garbage!"}),
+    }
+    pixels, ending, options = masks[kind]
+    Image.fromarray(pixels).save(tmp_path / f"mask.{ending}", **options)
+    _, known = read_target(Path(picture), tmp_path / f"mask.{ending}", 16, 16)
+    assert np.array_equal(known.numpy(), shown)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -128,6 +181,17 @@ def test_bad_input_is_one_line(saved, picture, tmp_path, capsys, arguments, word
     assert words in errors[-1]
     assert errors[-1].startswith("error: ")
     assert not (tmp_path / "found" / "w.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes need POSIX")
+@pytest.mark.parametrize("option", ["image", "--mask"])
+def test_a_pipe_is_no_picture_and_does_not_hang(saved, picture, tmp_path, capsys, option):
+    os.mkfifo(tmp_path / "pipe.png")
+    pipe = str(tmp_path / "pipe.png")
+    arguments = [pipe] if option == "image" else [picture, "--mask", pipe]
+    assert main(["project", saved, *arguments, "--out", str(tmp_path / "found")]) == 2
+    error = f"error: {option}: got {pipe!r}, which cannot be read as a picture (it is not a file)"
+    assert capsys.readouterr().err.splitlines() == [error]
 
 
 @pytest.mark.parametrize(

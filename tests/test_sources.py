@@ -1,5 +1,6 @@
 """Opening data by name: every source keeps the protocol, and bad names are told."""
 
+import os
 import re
 import zipfile
 from importlib import metadata
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from cips_fast.train.images import DataError
-from cips_fast.train.sources import open_source
+from cips_fast.train.sources import check_source, open_source
 
 from .needs import needs_landscapes, needs_map
 from .pictures import R, assert_is_image, save
@@ -28,6 +29,32 @@ def test_a_plain_file_is_refused(data):
     save(data / "a.png")
     with pytest.raises(DataError, match=r"neither a folder nor a \.zip file"):
         open_source(str(data / "a.png"), R)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links, pipes and long names as POSIX has them")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("loop", "cannot be opened (Too many levels of symbolic links)"),
+        ("x" * 300, "cannot be opened (File name too long)"),
+        ("nul\0", "cannot be opened (embedded null byte)"),
+        ("\ud800", "surrogates not allowed"),
+        ("~nobodyhere/photos", "cannot be opened ("),
+        ("file/below", "there is no such folder or file"),
+        ("pipe.zip", "is neither a folder nor a .zip file"),
+    ],
+)
+def test_paths_that_cannot_be_opened(name, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe.zip")
+    for check in (open_source, check_source):
+        with pytest.raises(DataError) as caught:
+            check(name, R)
+        assert reason in str(caught.value)
+        assert repr(name) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("resolution", [0, -1, 2.0, True])

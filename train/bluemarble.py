@@ -14,11 +14,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from cips_fast.images import UNREADABLE, reason_of
+
 from .images import DataError, check_index
 
 PIXELS_PER_DEGREE = 15
 # 58.9°E … 101.6°E: India, Tibet, the steppes and Siberia, so desert, farmland, ice, taiga and tundra. The edges are
-# multiples of 128, the largest stride, lest the grid of crops waste part of the band.
+# multiples of 128, the largest stride, so that the grid of crops wastes no part of the band.
 HELD_OUT_COLUMNS = (3584, 4224)
 SOUTH_LIMIT_ROW = (90 + 60) * PIXELS_PER_DEGREE  # 60°S: below lies only Antarctica
 MIN_LAND = 0.75
@@ -41,8 +43,7 @@ class BlueMarbleSource:
     name = "bluemarble"
 
     def __init__(self, resolution: int, *, split: str = "train") -> None:
-        if not 64 <= resolution <= 512 or resolution % 4:
-            raise DataError(f"bluemarble has no resolution {resolution}: it may be 64 to 512, a multiple of 4")
+        check_resolution(resolution)
         self.resolution = resolution
         self.corners = _land_corners(resolution)
         inside = self.corners[:, 1] >= HELD_OUT_COLUMNS[0]
@@ -67,8 +68,7 @@ class BlueMarbleMap:
     name = "bluemarble"
 
     def __init__(self, resolution: int) -> None:
-        if not 1 <= resolution <= 2700:
-            raise DataError(f"bluemarble's map has no resolution {resolution}: it may be 1 to 2700")
+        check_resolution(resolution, panorama=True)
         self.resolution = resolution
         size = (2 * resolution, resolution)
         self._pixels = np.array(Image.fromarray(_world()).resize(size, Image.Resampling.LANCZOS))
@@ -82,11 +82,23 @@ class BlueMarbleMap:
         return self._pixels.copy()
 
 
+def check_resolution(resolution: int, *, panorama: bool = False) -> None:
+    """Raise DataError unless there are crops, or the map as a panorama, of that many pixels."""
+    if panorama and not 1 <= resolution <= 2700:
+        raise DataError(f"bluemarble's map has no resolution {resolution}: --res may be 1 to 2700")
+    if not panorama and (not 64 <= resolution <= 512 or resolution % 4):
+        raise DataError(f"bluemarble has no resolution {resolution}: --res may be 64 to 512, a multiple of 4")
+
+
 @cache
 def _world() -> np.ndarray:
     """The whole image, uint8 [2700, 5400, 3], decoded once a process."""
-    with Image.open(_image_path()) as image:
-        return np.asarray(image.convert("RGB"))
+    path = _image_path()
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except UNREADABLE as error:
+        raise DataError(f"bluemarble's image {path} cannot be read: {reason_of(error)}") from None
 
 
 def _image_path() -> Path:

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import math
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 
 from cips_fast.functional import BACKENDS, resolve_backend
 from cips_fast.generator import ACTIVATIONS, VARIANTS
+from cips_fast.images import reason_of
 from cips_fast.kernels.launch import native_half
 from cips_fast.modules import GEOMETRIES
+
+from .presets import MAX_CROP, NAMED_DATA, PRESETS
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -73,89 +77,68 @@ class Options:
 
 MAY_CHANGE = frozenset({"out", "kimg", "device", "pixel_chunk", "log_every", "preview_minutes", "checkpoint_minutes"})
 
-# The published training: 8 GPUs with 4 images each; G's rate is 4/5 of 2e-3 for a regulariser it no longer has.
-CIPS = {
-    "kimg": 25000.0,
-    "batch": 32,
-    "width": 512,
-    "style_features": 512,
-    "mapping_layers": 8,
-    "embedding_std": 1.0,
-    "max_frequency": 4.5**0.5,
-    "rgb_std": 1.0,
-    "style_std": 1.0,
-    "style_mixing": 0.0,
-    "d_channels": 512,
-    "d_base": 32768,
-    "g_lr": 1.6e-3,
-    "d_lr": 2e-3,
-    "r1_gamma": 10.0,
-    "r1_every": 16,
-    "ema_kimg": 10.0,
-    "ema_ramp_up": 0.05,
-    "log_every": 100,
+INTEGER_MOST = 2**31 - 1
+NUMBER_MOST = 1e30  # a float32 holds it
+# The least and the largest value of each number. Of the sizes that networks are made of, memory may allow less.
+RANGES = {
+    **dict.fromkeys(("width", "style_features", "d_channels", "embedding_size"), (1, 16384)),
+    "mapping_layers": (1, 1000),
+    "batch": (1, 65536),
+    **dict.fromkeys(("d_base", "pixel_chunk", "r1_every", "log_every"), (1, INTEGER_MOST)),
+    "seed": (0, 2**32 - 1),
+    "style_mixing": (0, 1),
+    "kimg": (1e-9, 10**9),
+    **dict.fromkeys(("preview_minutes", "checkpoint_minutes"), (1e-9, 10**9)),
+    **dict.fromkeys(("g_lr", "d_lr", "max_frequency"), (1e-30, NUMBER_MOST)),
+    **dict.fromkeys(("r1_gamma", "ema_kimg", "ema_ramp_up", "embedding_std", "rgb_std", "style_std"), (0, NUMBER_MOST)),
 }
-
-# Narrow networks and coarse patches, for visible progress in minutes on a few cores.
-CPU = CIPS | {
-    "kimg": 100.0,
-    "batch": 16,
-    "width": 128,
-    "style_features": 128,
-    "mapping_layers": 2,
-    "embedding_std": 0.02,
-    "max_frequency": 4.0,
-    "rgb_std": 0.25,
-    "style_std": 0.5,
-    "d_channels": 256,
-    "d_base": 2048,
-    "g_lr": 2.5e-3,
-    "d_lr": 2.5e-3,
-    "r1_gamma": 1.0,
-    "ema_kimg": 2.0,
-    "log_every": 25,
+KINDS = {
+    "width": "'published' or a positive number",
+    "pixel_chunk": "a positive number of pixels",
+    "style_mixing": "a probability",
 }
-
-POSITIVE = (
-    *("kimg", "batch", "style_features", "mapping_layers", "embedding_size", "log_every", "r1_every", "max_frequency"),
-    *("g_lr", "d_lr", "d_channels", "d_base", "preview_minutes", "checkpoint_minutes"),
-)
-NOT_NEGATIVE = ("r1_gamma", "ema_kimg", "ema_ramp_up", "embedding_std", "rgb_std", "style_std")
-
-# Nothing in them tells left from right. In a user's images something may: text, clocks, traffic.
-MAY_BE_MIRRORED = ("landscapes", "bluemarble")
-
-PRESETS = {"cips": CIPS, "cpu": CPU}
-MAX_CROP = {"cips": 256, "cpu": 32}
+MAX_RES = 16384
+SUM_TOLERANCE = 1e-5  # of stride shares, which users round
+NUMPY_TOLERANCE = 1e-8
+LONGEST_SHOWN = 100  # characters of a bad value
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Options, bool]:
     """Options of a command line, and whether it is a dry run; OptionError names what does not fit."""
     given = vars(_parser().parse_args(argv))
     dry_run = given.pop("dry_run")
-    return resolve({name: value for name, value in given.items() if value is not None}), dry_run
+    options = resolve({name: value for name, value in given.items() if value is not None})
+    if not dry_run:
+        from .dry_run import check_memory  # here, since that module needs this one
+
+        check_memory(options)
+    return options, dry_run
 
 
 def resolve(given: dict[str, Any]) -> Options:
-    """Fill in what was not given, from the preset and the machine, and check the whole."""
+    """Fill in what was not given, from the preset and the machine, and check the whole.
+
+    Raises:
+        OptionError: an option that does not fit, alone or with another.
+    """
     device = _device(given.get("device", "auto"))
     preset = given.get("preset", "auto")
     preset = ("cpu" if device == "cpu" else "cips") if preset == "auto" else preset
     res = given["res"]
-    _require(res >= 4 and not res & (res - 1), "res", res, "a power of two of at least 4")
+    _require(4 <= res <= MAX_RES and _is_power_of_two(res), "res", res, f"a power of two from 4 to {MAX_RES}")
     crop = given.get("crop", min(res, MAX_CROP[preset]))
     _require(
-        4 <= crop <= res and not crop & (crop - 1), "crop", crop, f"a power of two from 4 to {res} that divides res"
+        4 <= crop <= res and _is_power_of_two(crop), "crop", crop, f"a power of two from 4 to {res}, which is --res"
     )
     data = given.get("data", "landscapes")
     scales = int(math.log2(res // crop)) + 1
     values = PRESETS[preset] | {
         "data": data,
-        "out": str(Path("runs") / f"{Path(data).resolve().stem}-{res}"),
+        "out": given.get("out") or _default_out(data, res),
         "backend": "auto",
         "pixel_chunk": None,
         "seed": 0,
-        "mirror": preset == "cpu" and data in MAY_BE_MIRRORED,
+        "mirror": preset == "cpu" and data in NAMED_DATA,
         "geometry": "plane",
         "variant": "skip",
         "activation": "lrelu",
@@ -170,27 +153,75 @@ def resolve(given: dict[str, Any]) -> Options:
     except (ValueError, ImportError) as error:
         raise OptionError(f"--backend: {str(error).removeprefix('backend: ')}") from None
     values["precision"] = _precision(given.get("precision", "auto"), device)
+    values["stride_shares"] = _checked_shares(values["stride_shares"], res, crop, scales)
     options = Options(**values)
-    _check(options, scales)
+    _check(options)
     return options
 
 
-def _check(options: Options, scales: int) -> None:
-    for name in POSITIVE:
-        _require(0 < getattr(options, name) < math.inf, name, getattr(options, name), "a positive number")
-    for name in NOT_NEGATIVE:
-        _require(0 <= getattr(options, name) < math.inf, name, getattr(options, name), "zero or a positive number")
-    _require(0 <= options.seed < 2**32, "seed", options.seed, "a number from 0 to 2³² - 1")
-    chunk = options.pixel_chunk
-    _require(chunk is None or chunk > 0, "pixel_chunk", chunk, "a positive number of pixels")
-    _require(0 <= options.style_mixing <= 1, "style_mixing", options.style_mixing, "a probability")
-    shares = options.stride_shares
-    fit = len(shares) == scales and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6
-    _require(fit, "stride_shares", list(shares), f"{scales} shares that sum to 1, of strides 1 to {2 ** (scales - 1)}")
+def _check(options: Options) -> None:
+    check_path("out", options.out)
+    for name, (least, most) in RANGES.items():
+        value = getattr(options, name)
+        if value not in (None, "published"):
+            kind = KINDS.get(name, "a positive number" if least else "a number")
+            _require(least <= value <= most, name, value, f"{kind} from {least} to {most}")
+    base = options.d_base
+    _require(
+        base >= options.crop, "d_base", base, f"at least --crop {options.crop}, for a channel or more at that size"
+    )
     if options.width == "published":
-        _require(options.res <= 1024, "width", "published", "a number beyond --res 1024")
-    else:
-        _require(options.width > 0, "width", options.width, "'published' or a positive number")
+        _require(options.res <= 1024, "width", "published", f"a number with --res {options.res}, beyond 1024")
+    elif options.activation == "sinrelu":
+        _require(options.width % 2 == 0, "width", options.width, "even with --activation sinrelu")
+    _check_networks(options)
+
+
+def _check_networks(options: Options) -> None:
+    """Make both networks without their numbers, so that what their constructors refuse is refused here."""
+    from .trainer import make_discriminator, make_generator  # here, since that module needs this one
+
+    try:
+        with torch.device("meta"):
+            make_generator(options)
+            make_discriminator(options)
+    except ValueError as error:
+        raise OptionError(f"--{error}") from None
+
+
+def check_path(name: str, path: str) -> None:
+    """Raise OptionError unless something is at the path of an option, or may be made there."""
+    try:
+        if not path:
+            raise ValueError("an empty name")
+        os.stat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # no permission, links in a loop, a long name, a folder below a file
+        raise OptionError(f"--{name}: got {path!r}, which cannot be used ({reason_of(error)})") from None
+
+
+def _default_out(data: str, res: int) -> str:
+    if data not in NAMED_DATA:
+        check_path("data", data)
+    try:
+        return str(Path("runs") / f"{Path(os.path.realpath(data)).stem}-{res}")
+    except OSError as error:  # the current folder is gone
+        raise OptionError(f"--data: got {data!r}, which cannot be used ({reason_of(error)})") from None
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and not number & (number - 1)
+
+
+def _checked_shares(shares: Sequence[float], res: int, crop: int, scales: int) -> tuple[float, ...]:
+    """The shares of strides, divided by their sum where it is not 1 as NumPy demands when it draws by them."""
+    total = sum(shares)
+    fit = len(shares) == scales and min(shares) >= 0 and abs(total - 1) < SUM_TOLERANCE
+    shares_of = "1 share, of stride 1" if scales == 1 else f"{scales} shares, of strides 1 to {2 ** (scales - 1)}"
+    wanted = f"{shares_of}, that sum to 1, with --res {res} and --crop {crop}"
+    _require(fit, "stride_shares", ",".join(f"{share:g}" for share in shares), wanted)
+    return tuple(shares) if abs(total - 1) < NUMPY_TOLERANCE else tuple(share / total for share in shares)
 
 
 def _stride_shares(preset: str, scales: int) -> tuple[float, ...]:
@@ -207,15 +238,20 @@ def _device(name: str) -> str:
         return accelerator.type if accelerator else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         device = None
     count = torch.accelerator.device_count() if accelerator else 0
-    there = device is not None and (
-        device.type == "cpu"
-        or (accelerator is not None and device.type == accelerator.type and (device.index or 0) < count)
+    there = name == "cpu" or (
+        device is not None
+        and accelerator is not None
+        and device.type == accelerator.type
+        and (device.index or 0) < count
     )
-    choices = ["auto", "cpu"] + [f"{accelerator.type}:{i}" for i in range(count)] if accelerator else ["auto", "cpu"]
-    _require(there, "device", name, f"{', '.join(choices)} on this machine")
+    choices = ["auto", "cpu", *(f"{accelerator.type}:{i}" for i in range(count))] if accelerator else ["auto", "cpu"]
+    why = ""
+    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
+        why = f" ({'no CUDA device was found' if torch.backends.cuda.is_built() else 'this PyTorch has no CUDA'})"
+    _require(there, "device", name, f"{', '.join(choices)} on this machine{why}")
     return name
 
 
@@ -227,20 +263,62 @@ def _precision(name: str, device: str) -> str:
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
-        raise OptionError(f"--{name.replace('_', '-')}: got {value!r}, must be {wanted}")
+        raise OptionError(f"--{name.replace('_', '-')}: got {_shown(value)}, must be {wanted}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise OptionError(message)
+        raise OptionError(message.removeprefix("argument "))
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _bad_value(text, "a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise _bad_value(text, "a number") from None
 
 
 def _width(text: str) -> int | str:
-    return text if text == "published" else int(text)
+    try:
+        return text if text == "published" else int(text)
+    except ValueError:
+        raise _bad_value(text, "'published' or a whole number") from None
 
 
 def _shares(text: str) -> tuple[float, ...]:
-    return tuple(float(share) for share in text.split(","))
+    try:
+        return tuple(float(share) for share in text.split(","))
+    except ValueError:
+        raise _bad_value(text, "numbers with commas between them, such as 0.1,0.2,0.7") from None
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def choose(text: str) -> str:
+        if text not in choices:
+            raise _bad_value(text, f"one of {', '.join(choices)}")
+        return text
+
+    return choose
+
+
+def _bad_value(text: str, wanted: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"got {_shown(text)}, must be {wanted}")
+
+
+def _names(choices: Sequence[str]) -> str:
+    return f"{{{','.join(choices)}}}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -253,49 +331,69 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--res", type=int, required=True, help="resolution of the images, a power of two")
+    add("--res", type=_whole_number, required=True, help="resolution of the images, a power of two")
     add("--data", help="landscapes (default), bluemarble, a folder or a .zip of images")
     add("--out", help="run folder (default: runs/DATA-RES)")
-    add("--kimg", type=float, help="length of the run, in thousands of images")
-    add("--batch", type=int, help="images a step")
-    add("--crop", type=int, help="side of the patches trained on; equal to --res for whole images")
-    add("--pixel-chunk", type=int, help="pixels of an image whose activations are held at a time (default: all)")
+    add("--kimg", type=_number, help="length of the run, in thousands of images")
+    add("--batch", type=_whole_number, help="images a step")
+    add("--crop", type=_whole_number, help="side of the patches trained on; equal to --res for whole images")
+    add(
+        "--pixel-chunk",
+        type=_whole_number,
+        help="pixels of an image whose activations are held at a time (default: all)",
+    )
     add("--width", type=_width, help="channels of the generator's layers, or 'published'")
     add("--device", help="auto (default), cpu, cuda, cuda:1, mps")
-    add("--precision", choices=("auto", *PRECISIONS), help="auto: bf16 or fp16 where the device computes it natively")
-    add("--backend", choices=BACKENDS, help="which implementation of the layers")
-    add("--preset", choices=("auto", *PRESETS), help="cips: the published training; cpu: small; auto: by device")
-    add("--seed", type=int, help="of everything drawn at random (default: 0)")
+    add(
+        "--precision",
+        type=_one_of(("auto", *PRECISIONS)),
+        metavar=_names(("auto", *PRECISIONS)),
+        help="auto: bf16 or fp16 where the device computes it natively",
+    )
+    add("--backend", type=_one_of(BACKENDS), metavar=_names(BACKENDS), help="which implementation of the layers")
+    add(
+        "--preset",
+        type=_one_of(("auto", *PRESETS)),
+        metavar=_names(("auto", *PRESETS)),
+        help="cips: the published training; cpu: small; auto: by device",
+    )
+    add("--seed", type=_whole_number, help="of everything drawn at random (default: 0)")
     add("--dry-run", action="store_true", help="print the resolved options, sizes and memory, and exit")
     add(
         "--geometry",
-        choices=GEOMETRIES,
-        help="cylinder: panoramas of 360°, RES high and twice as wide (default: plane)",
+        type=_one_of(GEOMETRIES),
+        metavar=_names(GEOMETRIES),
+        help="cylinder: panoramas of 360 degrees, RES high and twice as wide (default: plane)",
     )
     more = parser.add_argument_group("networks and optimisation (default: by preset)").add_argument
-    more("--variant", choices=VARIANTS, help="RGB taps, or residual blocks (default: skip)")
-    more("--activation", choices=ACTIVATIONS, help="(default: lrelu)")
-    more("--stride-shares", type=_shares, help="share of patches at strides 1, 2, 4, …: 0.1,0.2,0.7")
+    more(
+        "--variant",
+        type=_one_of(VARIANTS),
+        metavar=_names(VARIANTS),
+        help="RGB taps, or residual blocks (default: skip)",
+    )
+    more("--activation", type=_one_of(ACTIVATIONS), metavar=_names(ACTIVATIONS), help="(default: lrelu)")
+    more("--stride-shares", type=_shares, help="share of patches at strides 1, 2, 4, ...: 0.1,0.2,0.7")
     more("--mirror", action=argparse.BooleanOptionalAction, help="flip half of the images")
-    more("--style-features", type=int, help="width of the latents")
-    more("--mapping-layers", type=int, help="depth of the mapping network")
-    more("--embedding-size", type=int, help="cells a side of the coordinate embedding")
-    more("--embedding-std", type=float, help="its initial standard deviation")
-    more("--max-frequency", type=float, help="initial range of the Fourier features, radians per unit")
-    more("--rgb-std", type=float, help="initial standard deviation of the RGB taps' weights")
-    more("--style-std", type=float, help="initial standard deviation of the styles' affine weights")
-    more("--style-mixing", type=float, help="probability of mixing two latents in training")
-    more("--d-channels", type=int, help="largest width of the discriminator")
-    more("--d-base", type=int, help="its width at resolution r is min(d-channels, d-base / r)")
-    more("--g-lr", type=float, help="generator's learning rate")
-    more("--d-lr", type=float, help="discriminator's learning rate")
-    more("--r1-gamma", type=float, help="weight of the R1 penalty")
-    more("--r1-every", type=int, help="steps between its evaluations")
-    more("--ema-kimg", type=float, help="half-life of the generator's average, in thousands of images")
-    more("--ema-ramp-up", type=float, help="the half-life is at most this share of the images seen")
-    more("--log-every", type=int, help="steps between lines of stats.jsonl")
-    more("--preview-minutes", type=float, help="minutes between preview grids (default: 5)")
-    more("--checkpoint-minutes", type=float, help="minutes between checkpoints (default: 10)")
+    more("--style-features", type=_whole_number, help="width of the latents")
+    more("--mapping-layers", type=_whole_number, help="depth of the mapping network")
+    more("--embedding-size", type=_whole_number, help="cells a side of the coordinate embedding")
+    more("--embedding-std", type=_number, help="its initial standard deviation")
+    more("--max-frequency", type=_number, help="initial range of the Fourier features, radians per unit")
+    more("--rgb-std", type=_number, help="initial standard deviation of the RGB taps' weights")
+    more("--style-std", type=_number, help="initial standard deviation of the styles' affine weights")
+    more("--style-mixing", type=_number, help="probability of mixing two latents in training")
+    more("--d-channels", type=_whole_number, help="largest width of the discriminator")
+    more("--d-base", type=_whole_number, help="its width at resolution r is min(d-channels, d-base / r)")
+    more("--g-lr", type=_number, help="generator's learning rate")
+    more("--d-lr", type=_number, help="discriminator's learning rate")
+    more("--r1-gamma", type=_number, help="weight of the R1 penalty")
+    more("--r1-every", type=_whole_number, help="steps between its evaluations")
+    more("--ema-kimg", type=_number, help="half-life of the generator's average, in thousands of images")
+    more("--ema-ramp-up", type=_number, help="the half-life is at most this share of the images seen")
+    more("--log-every", type=_whole_number, help="steps between lines of stats.jsonl")
+    more("--preview-minutes", type=_number, help="minutes between preview grids (default: 5)")
+    more("--checkpoint-minutes", type=_number, help="minutes between checkpoints (default: 10)")
     return parser
 
 

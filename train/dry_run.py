@@ -1,33 +1,100 @@
-"""What a run would be, without running it."""
+"""What a run would be, without running it: sizes, memory and disk."""
 
 import json
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .config import Options, to_dict
+from .config import OptionError, Options, to_dict
+from .machine import memory_bytes
+from .run_folder import KEPT_CHECKPOINTS
+from .sources import check_source
 from .trainer import make_discriminator, make_generator
 
 # Of a weight: itself, its gradient, Adam's two moments; and the average for the generator.
 G_COPIES, D_COPIES = 5, 4
+LESS = "smaller with --pixel-chunk, --batch or --crop"
 
 
-def describe(options: Options) -> str:
-    """Resolved options, parameter counts and estimated memory, as text."""
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs, in bytes.
+
+    Attributes:
+        state: parameters, gradients, moments and average.
+        batch: the images of a step and their coordinates.
+        activations: the generator's in a step, estimated; the fused kernels keep half of them.
+        checkpoint: one checkpoint on disk.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    state: int
+    batch: int
+    activations: int
+    checkpoint: int
+
+
+def needs_of(options: Options) -> Needs:
+    """What these options need."""
     with torch.device("meta"):
         generator, discriminator = make_generator(options), make_discriminator(options)
     g, d = _count(generator), _count(discriminator)
-    state = (g * G_COPIES + d * D_COPIES) * 4
-    activations = activation_bytes(options, generator)
-    return "\n".join(
-        [
-            json.dumps(to_dict(options), indent=2),
-            f"generator      {g:>12,} parameters, {generator.num_layers} ModFC layers",
-            f"discriminator  {d:>12,} parameters",
-            f"memory         {state / 2**20:>12,.0f} MiB of parameters, gradients, moments and average",
-            f"               {activations / 2**20:>12,.0f} MiB of the generator's activations a step (estimated)",
-        ]
+    return Needs(
+        generator,
+        discriminator,
+        state=(g * G_COPIES + d * D_COPIES) * 4,
+        batch=options.batch * options.crop**2 * (3 + 2) * 4,
+        activations=activation_bytes(options, generator),
+        checkpoint=(g * (G_COPIES - 1) + d * (D_COPIES - 1)) * 4,
     )
+
+
+def describe(options: Options) -> str:
+    """Resolved options, parameter counts, estimated memory and disk, as text.
+
+    Raises:
+        DataError: the data are not there, or not as the options ask; the images themselves are not read.
+    """
+    check_source(options.data, options.res, geometry=options.geometry)
+    needs = needs_of(options)
+    lines = [
+        json.dumps(to_dict(options), indent=2),
+        f"generator      {_count(needs.generator):>12,} parameters, {needs.generator.num_layers} ModFC layers",
+        f"discriminator  {_count(needs.discriminator):>12,} parameters",
+        f"memory         {needs.state / 2**20:>12,.0f} MiB of parameters, gradients, moments and average",
+        f"               {needs.activations / 2**20:>12,.0f} MiB of the generator's activations a step (estimated)",
+        f"disk           {needs.checkpoint / 2**20:>12,.0f} MiB a checkpoint; the newest {KEPT_CHECKPOINTS} are kept",
+    ]
+    there, needed = memory_bytes(options.device), needs.state + needs.batch + needs.activations
+    if there is not None and needed > there:
+        lines.append(
+            f"warning: the run needs about {needed / 2**20:,.0f} MiB of memory, {options.device} has "
+            f"{there / 2**20:,.0f}; the activations are {LESS}"
+        )
+    return "\n".join(lines)
+
+
+def check_memory(options: Options) -> None:
+    """Raise OptionError where the run cannot fit into memory, even if the fused kernels halve the activations."""
+    needs, there = needs_of(options), memory_bytes(options.device)
+    if there is None:
+        return
+    has = f"{options.device} has {there / 2**20:,.0f} MiB of memory"
+    if needs.state > there:
+        raise OptionError(
+            f"--width {options.width}, --embedding-size {options.embedding_size}, --style-features "
+            f"{options.style_features}, --mapping-layers {options.mapping_layers}, --d-channels {options.d_channels}: "
+            f"the networks and their averages need {needs.state / 2**20:,.0f} MiB, {has}"
+        )
+    least = needs.state + needs.batch + needs.activations // 2
+    if least > there:
+        chunk = "" if options.pixel_chunk is None else f", --pixel-chunk {options.pixel_chunk}"
+        raise OptionError(
+            f"--batch {options.batch}, --crop {options.crop}{chunk}: a step needs {least / 2**20:,.0f} MiB or more, "
+            f"{has}; it is {LESS}, and --dry-run lists what is needed"
+        )
 
 
 def activation_bytes(options: Options, generator: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Images of a folder or a .zip file, decoded once into a cache that is mapped into memory."""
+"""Images of a folder or a .zip file, decoded once into a cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import stat
 import uuid
 import warnings
 import zipfile
-from collections.abc import Generator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -20,9 +20,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .images import FORMATS, UNREADABLE, DataError, check_index, decode_image, remove_stale
+from cips_fast.images import FORMATS, UNREADABLE, decode_image, reason_of
 
-DECODER_VERSION = 1  # part of the cache's key: raise it when the same file comes out as other pixels
+from .folder_cache import FolderCache, read_cache, write_cache
+from .images import DataError, check_index, remove_stale
+
+DECODER_VERSION = 2  # part of the cache's key: raise it when the same file comes out as other pixels
 CHUNK = 64  # images decoded ahead of the writing, 50 MB at R = 512
 STALE_SECONDS = 24 * 3600.0
 NAMED = 5  # bad files named in the warning
@@ -32,17 +35,17 @@ SYSTEM_FILES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 class FolderSource:
     """Every image in a folder and its sub-folders, or in a .zip file, as R×R pixels, sorted by name.
 
-    An image is turned as its EXIF says, laid on white where it is transparent, cut to its central square and resized
-    with antialiasing. 16-bit grey is scaled by 1/257; floats are taken as 0 … 1, or as 0 … 255 where one exceeds 1; of
-    an animation the first picture is taken. Files that are not readable images are left out, with one warning.
+    An image is read as `cips_fast.images.read_rgb` says, cut to its central square and resized with antialiasing. Files
+    that are not readable images are left out, with one warning.
 
     The first opening decodes all files into `cache_root`/folders, 3·R² bytes an image; later ones only look whether a
-    name, size or time has changed. Old caches may be deleted. Without room for the cache, images are decoded each time.
+    name, size or time has changed. Old caches may be deleted. Without a cache folder, or without room in it, images are
+    decoded each time, with one warning. An image that has been damaged in the cache is decoded from its file again.
 
     Raises DataError when the folder or file cannot be read, or holds not one readable image.
     """
 
-    def __init__(self, path: Path, resolution: int, cache_root: Path) -> None:
+    def __init__(self, path: Path, resolution: int, cache_root: Path | None) -> None:
         path = path.resolve()
         self.name = path.stem if path.is_file() else path.name
         self.resolution = resolution
@@ -51,14 +54,15 @@ class FolderSource:
         names = [entry[0] for entry in entries]
         key = json.dumps([DECODER_VERSION, str(path), resolution, entries])
         key = hashlib.sha256(key.encode()).hexdigest()[:16]
-        self._cache = Path(cache_root) / "folders" / f"{self.name[:40]}-{resolution}-{key}.npy"
-        rows, bad = _read_cache(self._cache, resolution)
-        # What failed before may have been out of reach, not damaged.
-        if rows is None or any(_try_decode(self._files, name, resolution)[0] is not None for name in bad):
-            bad = _decode_all(self._files, names, resolution, self._cache)
+        place = f"folders/{self.name[:40]}-{resolution}-{key}.npy"
+        self._place = None if cache_root is None else Path(cache_root) / place
+        bad = self._bad_in_cache()
+        if bad is None:
+            bad = _decode_all(self._files, names, resolution, self._place)
         self._names = [name for name in names if name not in bad]
         _report(path, len(names), bad)
-        self._rows = self._mapped()
+        self._cache = self._open_cache()
+        self._told = False
 
     def __len__(self) -> int:
         return len(self._names)
@@ -71,24 +75,42 @@ class FolderSource:
             DataError: there is no cache, and the file has become unreadable since the source was opened.
         """
         check_index(index, len(self))
-        if self._rows is not None:
-            return np.array(self._rows[index])
+        if self._cache is not None:
+            pixels = self._cache.image(index)
+            if pixels is not None:
+                return pixels
+            self._tell_of_damage()
         pixels, reason = _try_decode(self._files, self._names[index], self.resolution)
         if pixels is None:
             raise DataError(f"{self._names[index]} was readable when the data was opened and no longer is: {reason}")
         return pixels
 
     def __getstate__(self) -> dict:
-        # Mapped anew, not copied: worker processes share the cache's pages.
-        return {**self.__dict__, "_rows": None}
+        return {**self.__dict__, "_cache": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._rows = self._mapped()
+        self._cache = self._open_cache()
 
-    def _mapped(self) -> np.ndarray | None:
-        rows, _ = _read_cache(self._cache, self.resolution)
-        return rows if rows is not None and len(rows) == len(self) else None
+    def _open_cache(self) -> FolderCache | None:
+        cache = None if self._place is None else read_cache(self._place, self.resolution)
+        return cache if cache is not None and len(cache) == len(self) else None
+
+    def _bad_in_cache(self) -> dict[str, str] | None:
+        """The files that were bad when the cache was written; None if it is to be written."""
+        cache = None if self._place is None else read_cache(self._place, self.resolution)
+        # What failed before may have been out of reach, not damaged.
+        if cache is None or any(_try_decode(self._files, name, self.resolution)[0] is not None for name in cache.bad):
+            return None
+        return cache.bad
+
+    def _tell_of_damage(self) -> None:
+        """Warn once that the cache is damaged, and remove it, so that the next opening writes it again."""
+        if not self._told:
+            self._told = True
+            warnings.warn(f"the cache {self._place} is damaged: its images are decoded again", stacklevel=3)
+            with contextlib.suppress(OSError):
+                self._place.unlink()
 
 
 class _FolderFiles:
@@ -168,10 +190,10 @@ def _try_decode(files, name: str, resolution: int) -> tuple[np.ndarray | None, s
     except Image.UnidentifiedImageError:
         return None, "not an image"
     except UNREADABLE as error:
-        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None, reason_of(error)
 
 
-def _decoded(files, names: list[str], resolution: int) -> Generator:
+def _decoded(files, names: list[str], resolution: int) -> Iterator[tuple[str, np.ndarray | None, str]]:
     """(name, image or None, reason) of every file in order. Threads will do: Pillow resizes without Python's lock."""
     bar = tqdm(total=len(names), desc=f"decoding {files.path.name}", unit="img", disable=None)
     # Pillow has warnings of its own about damaged files; they are reported together, once.
@@ -185,58 +207,36 @@ def _decoded(files, names: list[str], resolution: int) -> Generator:
             bar.update(len(chunk))
 
 
-def _decode_all(files, names: list[str], resolution: int, cache: Path) -> dict[str, str]:
+def _decode_all(files, names: list[str], resolution: int, cache: Path | None) -> dict[str, str]:
     """Decode everything into the cache, or just once through if that cannot be; the reason for each bad file."""
-    temp = cache.with_name(f"{cache.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(cache.parent, STALE_SECONDS)
-        size = 3 * resolution**2 * len(names)
-        if shutil.disk_usage(cache.parent).free < size:
-            raise OSError(f"{cache.parent} has no room for {size / 1e9:.1f} GB")
-        bad = _write_cache(temp, _decoded(files, names, resolution), len(names), resolution)
+        if cache is None:
+            raise OSError("there is no home folder; the environment variable CIPS_FAST_CACHE may name another one")
+        return _write_cache(files, names, resolution, cache)
+    except OSError as error:
+        warnings.warn(
+            f"images are decoded each time they are used: cannot write the cache: {reason_of(error)}", stacklevel=4
+        )
+    return {name: reason for name, pixels, reason in _decoded(files, names, resolution) if pixels is None}
+
+
+def _write_cache(files, names: list[str], resolution: int, cache: Path) -> dict[str, str]:
+    temp = cache.with_name(f"{cache.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(cache.parent, STALE_SECONDS)
+    size = 3 * resolution**2 * len(names)
+    if shutil.disk_usage(cache.parent).free < size:
+        raise OSError(f"{cache.parent} has no room for {size / 1e9:.1f} GB")
+    try:
+        decoded = _decoded(files, names, resolution)
+        with open(temp, "wb") as file, contextlib.closing(decoded):
+            bad = write_cache(file, decoded, len(names), resolution)
         if len(bad) < len(names):
             os.replace(temp, cache)
-    except OSError as error:
-        warnings.warn(f"images are decoded anew each time they are used: cannot write the cache: {error}", stacklevel=3)
-        bad = {name: reason for name, pixels, reason in _decoded(files, names, resolution) if pixels is None}
     finally:
         with contextlib.suppress(OSError):
             temp.unlink()
     return bad
-
-
-def _write_cache(path: Path, decoded: Generator, count: int, resolution: int) -> dict[str, str]:
-    """Write a .npy file of uint8 [N, R, R, 3], then the bad files as JSON, which readers of .npy do not mind."""
-    bad: dict[str, str] = {}
-    with open(path, "wb") as file, contextlib.closing(decoded):
-        _write_header(file, count, resolution)
-        for name, pixels, reason in decoded:
-            if pixels is None:
-                bad[name] = reason
-            else:
-                file.write(pixels)
-        file.write(json.dumps(bad).encode())
-        file.seek(0)
-        _write_header(file, count - len(bad), resolution)  # as long as before: numpy leaves room for the count
-    return bad
-
-
-def _write_header(file: BinaryIO, count: int, resolution: int) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, resolution, resolution, 3)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _read_cache(path: Path, resolution: int) -> tuple[np.ndarray | None, dict[str, str]]:
-    """The mapped images, uint8 [N, R, R, 3], and the bad files; (None, {}) where there is no whole cache."""
-    try:
-        rows = np.load(path, mmap_mode="r")
-        with open(path, "rb") as file:
-            file.seek(rows.offset + rows.nbytes)
-            bad = json.load(file)
-    except (OSError, ValueError, EOFError):
-        return None, {}
-    return (rows, bad) if rows.shape[1:] == (resolution, resolution, 3) else (None, {})
 
 
 def _report(path: Path, count: int, bad: dict[str, str]) -> None:

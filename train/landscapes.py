@@ -11,12 +11,14 @@ import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 import warnings
+import zlib
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata, resources
@@ -27,6 +29,7 @@ from PIL import Image
 
 PACKAGES = ("dicebear-core", "dicebear-styles", "resvg-py")
 COUNTS = {"train": 5000, "heldout": 500}
+LARGEST = 8192  # pixels a side; Pillow would take a larger file for a decompression bomb
 STALE_SECONDS = 3600.0
 # resvg draws a clip path through a mask of the whole canvas, over half of the drawing time. Where the clip is the
 # canvas itself it cuts nothing off, and an isolated group, the other thing it makes, gives the very same pixels.
@@ -38,46 +41,59 @@ class LandscapeSource:
     """Landscapes of R×R pixels, kept as PNG files below `cache_root` and drawn when they are not there.
 
     Training image i is drawn from the seed str(i), held-out image i from the seed str(5000 + i), so an image depends on
-    its index alone, never on what has been drawn before. A cache that cannot be written costs time, nothing else.
+    its index alone, never on what has been drawn before. Without a cache that can be written, images are drawn each
+    time, with one warning. A damaged file in the cache is drawn again.
     """
 
     name = "landscapes"
 
-    def __init__(self, resolution: int, cache_root: Path, *, split: str = "train") -> None:
+    def __init__(self, resolution: int, cache_root: Path | None, *, split: str = "train") -> None:
         self.resolution = resolution
         self._count = COUNTS[split]
         self._first = 0 if split == "train" else COUNTS["train"]
-        self.folder = Path(cache_root) / f"landscapes-{metadata.version('dicebear-styles')}-{resolution}"
+        name = f"landscapes-{metadata.version('dicebear-styles')}-{resolution}"
+        self.folder = None if cache_root is None else Path(cache_root) / name
+        self._warned = False
 
     def __len__(self) -> int:
         return self._count
 
     def load(self, index: int) -> np.ndarray:
         """Image `index`: uint8 [R, R, 3], RGB in 0 … 255. Raises IndexError outside of 0 … len - 1."""
-        path = _path(self.folder, self._seed(index))
-        pixels = _read(path, self.resolution)
-        if pixels is not None:
-            return pixels
-        png = draw(self._seed(index), self.resolution)
+        seed = self._seed(index)
+        if self.folder is not None:
+            pixels = _read(_path(self.folder, seed), self.resolution)
+            if pixels is not None:
+                return pixels
+        png = draw(seed, self.resolution)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(path, png)
+            self._make_folder()
+            _write(_path(self.folder, seed), png)
         except OSError as error:
             self._warn(error)
         return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
 
+    def is_cached(self, index: int) -> bool:
+        """Whether image `index` need not be drawn."""
+        return self.folder is not None and _path(self.folder, self._seed(index)).exists()
+
     def prepare(self, indices: Iterable[int], workers: int) -> Drawing:
         """Start drawing the images among `indices` that are not cached, in their order, in `workers` processes."""
-        missing: list[int] = []
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             _remove_stale(self.folder)
             here = set(os.listdir(self.folder))
             seeds = dict.fromkeys(self._seed(index) for index in indices)
             missing = [seed for seed in seeds if _path(self.folder, seed).name not in here]
+            return Drawing(self.folder, self.resolution, missing, workers)
         except OSError as error:
             self._warn(error)
-        return Drawing(self.folder, self.resolution, missing, workers)
+            return Drawing(self.folder, self.resolution, [], workers)
+
+    def _make_folder(self) -> None:
+        if self.folder is None:
+            raise OSError("there is no home folder; the environment variable CIPS_FAST_CACHE may name another one")
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _seed(self, index: int) -> int:
         if not 0 <= index < self._count:
@@ -85,7 +101,11 @@ class LandscapeSource:
         return self._first + int(index)
 
     def _warn(self, error: OSError) -> None:
-        warnings.warn(f"landscapes are drawn anew each time: cannot write {self.folder}: {error}", stacklevel=3)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"landscapes are drawn each time they are used: cannot write the cache: {error}", stacklevel=3
+            )
 
 
 class Drawing:
@@ -95,7 +115,7 @@ class Drawing:
         total: how many images were missing at the start.
     """
 
-    def __init__(self, folder: Path, resolution: int, seeds: list[int], workers: int) -> None:
+    def __init__(self, folder: Path | None, resolution: int, seeds: list[int], workers: int) -> None:
         self.total = len(seeds)
         self._folder = folder
         self._names = {_path(folder, seed).name for seed in seeds}
@@ -106,7 +126,10 @@ class Drawing:
     @property
     def done(self) -> int:
         """How many of the missing images are there now, whoever drew them; lists the folder, a few milliseconds."""
-        return len(self._names & set(os.listdir(self._folder))) if self._names else 0
+        try:
+            return len(self._names & set(os.listdir(self._folder))) if self._names else 0
+        except OSError:  # the folder has been removed
+            return 0
 
     @property
     def running(self) -> bool:
@@ -173,9 +196,12 @@ def _path(folder: Path, seed: int) -> Path:
 def _read(path: Path, resolution: int) -> np.ndarray | None:
     """The cached image, or None where it is missing, damaged or of another size."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        png = path.read_bytes()
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+            image.verify()  # the checksums; Pillow does not look at those of pixels when it decodes them
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
             pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises on a damaged PNG
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError):
         return None
     return pixels if pixels.shape == (resolution, resolution, 3) else None
 

@@ -8,20 +8,20 @@ commands), and losses.jsonl (a line a step).
 import argparse
 import json
 import math
-import struct
+import stat
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import pictures
 from ..generator import CIPSGenerator
+from ..images import FORMATS, UNREADABLE, read_rgb, reason_of
 from ..inversion import SPACES, Projection, project
 from .common import (
     CommandError,
@@ -38,7 +38,6 @@ from .common import (
 HELP = "the latent whose image is closest to a picture, whole or masked"
 PIXELS = 4096
 LARGEST = 256  # a side of the pixels that are compared, unless --size says otherwise
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 # What the library calls otherwise.
 FLAGS = {"target": "--size", "learning_rate": "--learning-rate"}
 
@@ -107,7 +106,7 @@ def read_target(image: Path, mask: Path | None, width: int, height: int) -> tupl
     Raises:
         CommandError: a file that is no picture, a mask of another size, or one without a known pixel.
     """
-    picture = _on_white(_open("image", image))
+    picture = _open("image", image)
     whites = Image.new("L", picture.size, 255)
     if mask is not None:
         whites = _open("--mask", mask).convert("L").point(lambda value: 255 * (value > 127))
@@ -142,21 +141,17 @@ def psnr(found: Tensor, target: Tensor, where: Tensor) -> float:
 
 
 def _open(name: str, path: Path) -> Image.Image:
+    """A picture as RGB, read as training data are; see `images.read_rgb`."""
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).copy()
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block whoever opens it
+            raise OSError("it is not a file")
+        with open(path, "rb") as file:
+            return read_rgb(file)
+    except UnidentifiedImageError:
+        reason = f"it is none of {', '.join(FORMATS)}"
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CommandError(f"{name}: got {str(path)!r}, which cannot be read as a picture ({reason})") from None
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":
-        raise CommandError(f"image: got a picture of mode {image.mode}, must have 8 bits a channel")
-    if image.mode[-1] in "Aa" or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        reason = reason_of(error)
+    raise CommandError(f"{name}: got {str(path)!r}, which cannot be read as a picture ({reason})")
 
 
 def _default_size(generator: CIPSGenerator) -> tuple[int, int]:

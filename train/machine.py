@@ -1,0 +1,42 @@
+"""How much memory this machine has for a run."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory_bytes(device: str) -> int | None:
+    """The device's memory: a GPU's own, or what this process may use of the machine's; None where nothing tells."""
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        return torch.cuda.get_device_properties(kind).total_memory
+    if kind.type != "cpu":
+        return None
+    limits = [limit for limit in (_physical(), _of_process(), *map(_of_container, CGROUP_LIMITS)) if limit is not None]
+    return min(limits, default=None)
+
+
+def _physical() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems may not know the names
+        return None
+
+
+def _of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _of_container(file: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):  # no such file, or the word max
+        return int(Path(file).read_text())
+    return None
