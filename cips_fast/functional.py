@@ -16,6 +16,7 @@ from . import cpu, cpu_ops, ops
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
 from .kernels.device import can_run_on
+from .settings import check_choice
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -229,12 +230,6 @@ def _tell_once(device: str, chosen: str) -> None:
     if (device, chosen) not in _told:
         _told.add((device, chosen))
         _log.info("backend 'auto' is %r for tensors on %s", chosen, device)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, may be {', '.join(map(repr, choices))}")
 
 
 def _check_weight_and_style(weight: Tensor, style: Tensor) -> None:

@@ -10,12 +10,25 @@ from torch import Tensor, nn
 from . import functional, grids
 from .autocast import without_autocast
 from .kernels.network import Network
-from .modules import GEOMETRIES, FourierEncoding, Mapping, ModFC, ToRGB, affine_styles
-from .synthesis import synthesis
+from .modules import (
+    GEOMETRIES,
+    LARGEST_FREQUENCY,
+    MOST_CELLS,
+    MOST_FEATURES,
+    MOST_MAPPING_LAYERS,
+    FourierEncoding,
+    Mapping,
+    ModFC,
+    ToRGB,
+    affine_styles,
+)
+from .settings import check_choice, check_flag, checked_count, checked_counts, checked_number, is_count, shown
+from .synthesis import checked_chunk, synthesis
 
 VARIANTS = ("skip", "res")
 ACTIVATIONS = ("lrelu", "sin", "sinrelu")
 MEAN_LATENT_DECAY = 0.998
+LARGEST_SIZE = 1 << 16
 
 # Widths of blocks 0…8 in the released checkpoints; the paper itself counts a constant width of 512.
 PUBLISHED_WIDTHS = {
@@ -31,17 +44,18 @@ class CIPSGenerator(nn.Module):
     after every second layer; `res` adds each pair of layers to its input, (x + f(x))/√2, and reads colours at the end.
 
     Args:
-        size: native resolution, a power of two of at least 4; it sets the number of blocks.
+        size: native resolution, a power of two from 4 to 65536; it sets the number of blocks.
         variant: `skip` or `res`.
-        width: channels of every layer; `published`, the released checkpoints' narrowing widths; or one number a block.
-        style_features: S, of z and of w.
+        width: channels of every layer, 1 to 65536; `published`, the released checkpoints' narrowing widths; or one
+            number a block. With `sinrelu` they are even.
+        style_features: S, of z and of w, 1 to 65536.
         activation: `lrelu`, `sin` or `sinrelu`.
         geometry: `plane`, or `cylinder`: panoramas, whose x goes round once from -1 to 1; see `FourierEncoding`. Their
             native grid and their embedding are twice as wide as high.
-        embedding_size: rows of the coordinate embedding; `size` unless given.
-        encoding_features: C of the encoding; the first block's width unless given.
-        mapping_layers: depth of the mapping network.
-        max_frequency, embedding_std: initial ranges of the encoding, see `FourierEncoding`.
+        embedding_size: rows of the coordinate embedding, 1 to 16384; `size` unless given.
+        encoding_features: C of the encoding, 1 to 65536; the first block's width unless given.
+        mapping_layers: depth of the mapping network, 1 to 64.
+        max_frequency, embedding_std: initial ranges of the encoding, 0 to 1e6, see `FourierEncoding`.
         integer_coords: the native grid is counted in pixels instead of [-1, 1], as in some published checkpoints.
         align_corners: see `FourierEncoding`.
         noise: add per-pixel noise before every activation, as published checkpoints may; the paper has none.
@@ -50,7 +64,7 @@ class CIPSGenerator(nn.Module):
             `cips_fast.synthesis`. An attribute of this name may be set at any time.
 
     Raises:
-        ValueError: an argument that is none of the above.
+        ValueError: an argument of another type, or out of its range.
     """
 
     def __init__(
@@ -74,25 +88,28 @@ class CIPSGenerator(nn.Module):
         pixel_chunk: int | None = None,
     ):
         super().__init__()
-        if size < 4 or size & (size - 1):
-            raise ValueError(f"size: got {size}, must be a power of two of at least 4")
-        functional.check_choice("variant", variant, VARIANTS)
-        functional.check_choice("activation", activation, ACTIVATIONS)
-        functional.check_choice("geometry", geometry, GEOMETRIES)
+        if not is_count(size, LARGEST_SIZE) or size < 4 or size & (size - 1):
+            raise ValueError(f"size: got {shown(size)}, must be a power of two from 4 to {LARGEST_SIZE}")
+        size = int(size)
+        check_choice("variant", variant, VARIANTS)
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("geometry", geometry, GEOMETRIES)
+        check_choice("backend", backend, functional.BACKENDS)
+        for name, flag in (("integer_coords", integer_coords), ("align_corners", align_corners), ("noise", noise)):
+            check_flag(name, flag)
         if geometry == "cylinder" and integer_coords:
             raise ValueError("integer_coords: got True, must be False on a cylinder")
         widths = _block_widths(width, variant, blocks=size.bit_length() - 2)
+        if activation == "sinrelu" and any(each % 2 for each in widths):
+            raise ValueError(f"width: got {shown(width)}, activation 'sinrelu' needs even numbers")
+        style_features = checked_count("style_features", style_features, MOST_FEATURES)
         features = widths[0] if encoding_features is None else encoding_features
-        cells = size if embedding_size is None else embedding_size
-        counts = {
-            "style_features": style_features,
-            "embedding_size": cells,
-            "encoding_features": features,
-            "mapping_layers": mapping_layers,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name}: got {count}, must be a positive number")
+        features = checked_count("encoding_features", features, MOST_FEATURES)
+        cells = checked_count("embedding_size", size if embedding_size is None else embedding_size, MOST_CELLS)
+        mapping_layers = checked_count("mapping_layers", mapping_layers, MOST_MAPPING_LAYERS)
+        max_frequency = checked_number("max_frequency", max_frequency, LARGEST_FREQUENCY)
+        embedding_std = checked_number("embedding_std", embedding_std, LARGEST_FREQUENCY)
+        pixel_chunk = checked_chunk(pixel_chunk)
         self.config = {
             "size": size,
             "variant": variant,
@@ -308,15 +325,17 @@ class Shortcut(nn.Module):
 
 def _block_widths(width: int | str | Sequence[int], variant: str, blocks: int) -> list[int]:
     """Channels of every block, from what the caller gave."""
-    if width == "published":
+    if isinstance(width, str) and width == "published":
         if blocks > len(PUBLISHED_WIDTHS[variant]):
             raise ValueError(f"width: 'published' widths reach to size {2 ** (len(PUBLISHED_WIDTHS[variant]) + 1)}")
         return list(PUBLISHED_WIDTHS[variant][:blocks])
-    if isinstance(width, int):
-        width = [width] * blocks
-    if isinstance(width, str) or len(width) != blocks or min(width) < 1:
-        raise ValueError(f"width: got {width!r}, must be a positive number, 'published', or {blocks} positive numbers")
-    return list(width)
+    if is_count(width, MOST_FEATURES):
+        return [int(width)] * blocks
+    if isinstance(width, list | tuple):
+        return checked_counts("width", width, blocks, MOST_FEATURES)
+    raise ValueError(
+        f"width: got {shown(width)}, must be 'published', or one or {blocks} whole numbers from 1 to {MOST_FEATURES}"
+    )
 
 
 def _as_points(coords: Tensor, batch: int) -> tuple[Tensor, tuple[int, int] | None]:

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from . import functional, grids
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
+from .settings import check_choice, check_finite, check_flag, checked_count, checked_number
 
 GEOMETRIES = ("plane", "cylinder")
+
+# The largest settings that are taken. They are far beyond what a machine can hold: a typing error or a damaged file
+# is then an error at once, and not a process that runs out of memory.
+MOST_FEATURES = 1 << 16  # channels and widths of styles
+MOST_CELLS = 1 << 14  # rows of the embedding
+MOST_MAPPING_LAYERS = 64
+LARGEST_FREQUENCY = 1e6  # also the largest standard deviation of the embedding
 
 
 class EqualLinear(nn.Module):
@@ -24,10 +32,17 @@ class EqualLinear(nn.Module):
         in_features, out_features: I and O.
         bias_init: initial value of m·b.
         lr_multiplier: m; the layer learns m times as fast as its neighbours.
+
+    Raises:
+        ValueError: an argument of another type, or out of range.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias_init: float = 0.0, lr_multiplier: float = 1.0):
         super().__init__()
+        in_features, out_features = _checked_features(in_features=in_features, out_features=out_features)
+        check_finite("bias_init", bias_init)
+        if checked_number("lr_multiplier", lr_multiplier, 1e6) == 0:
+            raise ValueError("lr_multiplier: got 0, must be above 0")
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)  # [O, I]
         self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))  # [O]
         self.lr_multiplier = lr_multiplier
@@ -66,10 +81,15 @@ class Mapping(nn.Module):
     Args:
         style_features: S.
         layers: depth of the MLP.
+
+    Raises:
+        ValueError: an argument that is no whole number, or out of range.
     """
 
     def __init__(self, style_features: int = 512, layers: int = 8):
         super().__init__()
+        (style_features,) = _checked_features(style_features=style_features)
+        layers = checked_count("layers", layers, MOST_MAPPING_LAYERS)
         self.layers = nn.ModuleList(
             EqualLinear(style_features, style_features, lr_multiplier=0.01) for _ in range(layers)
         )
@@ -95,7 +115,7 @@ class ModFC(nn.Module):
         backend: see `cips_fast.functional`.
 
     Raises:
-        ValueError: an unknown activation or backend.
+        ValueError: an argument of another type, or out of range; an unknown activation or backend.
     """
 
     def __init__(
@@ -110,8 +130,15 @@ class ModFC(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        functional.check_choice("activation", activation, ref.ACTIVATIONS)
-        functional.check_choice("backend", backend, functional.BACKENDS)
+        in_features, out_features, style_features = _checked_features(
+            in_features=in_features, out_features=out_features, style_features=style_features
+        )
+        check_flag("demodulate", demodulate)
+        check_flag("bias", bias)
+        check_choice("activation", activation, ref.ACTIVATIONS)
+        if activation == "sinrelu" and out_features % 2:
+            raise ValueError(f"out_features: got {out_features}, activation 'sinrelu' needs an even number")
+        check_choice("backend", backend, functional.BACKENDS)
         self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None  # [O]
         self.affine = EqualLinear(style_features, in_features, bias_init=1.0)
@@ -148,12 +175,13 @@ class ToRGB(nn.Module):
         backend: see `cips_fast.functional`.
 
     Raises:
-        ValueError: an unknown backend.
+        ValueError: an argument that is no whole number, or out of range; an unknown backend.
     """
 
     def __init__(self, in_features: int, style_features: int, *, backend: str = "auto"):
         super().__init__()
-        functional.check_choice("backend", backend, functional.BACKENDS)
+        in_features, style_features = _checked_features(in_features=in_features, style_features=style_features)
+        check_choice("backend", backend, functional.BACKENDS)
         self.weight = nn.Parameter(torch.randn(3, in_features))  # [3, I]
         self.bias = nn.Parameter(torch.zeros(3))  # [3]
         self.affine = EqualLinear(style_features, in_features, bias_init=1.0)
@@ -186,7 +214,8 @@ class FourierEncoding(nn.Module):
         backend: see `cips_fast.functional`.
 
     Raises:
-        ValueError: an unknown geometry, or a cylinder without `align_corners`.
+        ValueError: an argument of another type, or out of range; an unknown geometry or backend; a cylinder without
+            `align_corners`.
     """
 
     def __init__(
@@ -201,7 +230,13 @@ class FourierEncoding(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        functional.check_choice("geometry", geometry, GEOMETRIES)
+        (features,) = _checked_features(features=features)
+        cells = checked_count("cells", cells, MOST_CELLS)
+        check_flag("align_corners", align_corners)
+        max_frequency = checked_number("max_frequency", max_frequency, LARGEST_FREQUENCY)
+        embedding_std = checked_number("embedding_std", embedding_std, LARGEST_FREQUENCY)
+        check_choice("geometry", geometry, GEOMETRIES)
+        check_choice("backend", backend, functional.BACKENDS)
         self.wraps = geometry == "cylinder"
         if self.wraps and not align_corners:
             raise ValueError("align_corners: got False, must be True on a cylinder, where columns have no outer edge")
@@ -236,3 +271,8 @@ class FourierEncoding(nn.Module):
             dtype=autocast_dtype(coords),
             backend=self.backend,
         )
+
+
+def _checked_features(**counts: int) -> list[int]:
+    """Numbers of channels or of style features as int, or ValueError that names the one that cannot be."""
+    return [checked_count(name, count, MOST_FEATURES) for name, count in counts.items()]

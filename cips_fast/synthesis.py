@@ -19,8 +19,10 @@ from . import reference as ref
 from .autocast import autocast_dtype
 from .kernels.network import Network
 from .mixing import mixed_fc
+from .settings import check_choice, is_count, shown
 from .workers import slices
 
+LARGEST_CHUNK = 1 << 40  # pixels, more than any image has
 MIXED = 1 << 14  # pixels that go through all layers at once where every one has a style of its own
 
 
@@ -61,9 +63,8 @@ def synthesis(
     Raises:
         ValueError: an argument that is none of the above; TypeError: a dtype that the backend does not take.
     """
-    if pixel_chunk is not None and pixel_chunk < 1:
-        raise ValueError(f"pixel_chunk: got {pixel_chunk}, must be at least 1, or None to keep all activations")
-    functional.check_choice("inference", inference, ("auto", "stack", "layered"))
+    pixel_chunk = checked_chunk(pixel_chunk)
+    check_choice("inference", inference, ("auto", "stack", "layered"))
     at = coords if at is None else at
     if mix is not None:
         _check_mix(network, coords, mix, noise_strength)
@@ -90,6 +91,16 @@ def synthesis(
     if mix is not None and not differentiated:
         return _without_memory(colours, points)
     return _in_chunks(colours, points, pixel_chunk, random=noise_strength is not None)
+
+
+def checked_chunk(pixel_chunk: int | None) -> int | None:
+    """The number as an int. Raise ValueError unless `pixel_chunk` is None or a number of pixels."""
+    if pixel_chunk is None:
+        return None
+    if not is_count(pixel_chunk, LARGEST_CHUNK):
+        wanted = "a whole number of at least 1, or None to keep all activations"
+        raise ValueError(f"pixel_chunk: got {shown(pixel_chunk)}, must be {wanted}")
+    return int(pixel_chunk)
 
 
 def _check_points(batch: int, dims: int, coords: Tensor, at: Tensor) -> None:

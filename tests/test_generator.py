@@ -1,9 +1,12 @@
 """CIPSGenerator: counts, shapes of coordinates, independence of pixels, latents, checkpoints of our own."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
-from cips_fast import CIPSGenerator, ModFC, checkpoint, grids
+from cips_fast import CIPSGenerator, FourierEncoding, Mapping, ModFC, ToRGB, checkpoint, grids
 
 
 @pytest.fixture(params=["skip", "res"])
@@ -188,20 +191,86 @@ def test_bad_checkpoints_are_refused(tmp_path):
     [
         ({"size": 48}, "size: got 48, must be a power of two"),
         ({"variant": "both"}, "variant: got 'both', may be 'skip', 'res'"),
-        ({"width": "wide"}, "width: got 'wide', must be a positive number, 'published', or 3 positive numbers"),
-        ({"width": (8, 8)}, "width: got"),
-        ({"width": 0}, "width: got"),
+        ({"size": 2}, "size: got 2, must be a power of two from 4 to 65536"),
+        ({"size": "64"}, "size: got '64', must be a power of two"),
+        ({"size": 64.0}, r"size: got 64\.0, must be a power of two"),
+        ({"size": 1 << 17}, "size: got 131072, must be"),
+        ({"width": "wide"}, "width: got 'wide', must be 'published', or one or 3 whole numbers from 1 to 65536"),
+        ({"width": (8, 8)}, r"width: got \(8, 8\), must be 3 whole numbers from 1 to 65536"),
+        ({"width": (8, 8, "8")}, r"width: got \(8, 8, '8'\), must be 3 whole numbers"),
+        ({"width": 0}, "width: got 0, must be 'published', or one or 3"),
+        ({"width": True}, "width: got True, must be"),
+        ({"width": None}, "width: got None, must be"),
+        ({"width": 1 << 17}, "width: got 131072, must be"),
+        ({"width": {"a": 1}}, "width: got {'a': 1}, must be"),
+        ({"width": 9, "activation": "sinrelu"}, "width: got 9, activation 'sinrelu' needs even numbers"),
+        ({"variant": None}, "variant: got None, may be 'skip'"),
         ({"activation": "relu"}, "activation: got 'relu'"),
+        ({"activation": ["lrelu"]}, r"activation: got \['lrelu'\], may be"),
         ({"geometry": "torus"}, "geometry: got 'torus', may be 'plane'"),
-        ({"embedding_size": 0}, "embedding_size: got 0, must be a positive number"),
-        ({"mapping_layers": 0}, "mapping_layers: got 0"),
+        ({"embedding_size": 0}, "embedding_size: got 0, must be a whole number from 1 to 16384"),
+        ({"embedding_size": 10**9}, "embedding_size: got 1000000000, must be a whole number from 1 to 16384"),
+        ({"size": 1 << 15}, "embedding_size: got 32768, must be"),
+        ({"encoding_features": 1.5}, r"encoding_features: got 1\.5, must be a whole number"),
+        ({"style_features": "512"}, "style_features: got '512', must be a whole number from 1 to 65536"),
+        ({"style_features": 10**400}, "style_features: got a number of 1329 bits, must be"),
+        ({"mapping_layers": 0}, "mapping_layers: got 0, must be a whole number from 1 to 64"),
+        ({"mapping_layers": 10**9}, "mapping_layers: got 1000000000, must be"),
+        ({"max_frequency": float("nan")}, "max_frequency: got nan, must be a number from 0 to 1e"),
+        ({"max_frequency": -1}, "max_frequency: got -1, must be"),
+        ({"max_frequency": True}, "max_frequency: got True, must be"),
+        ({"embedding_std": float("inf")}, "embedding_std: got inf, must be"),
+        ({"embedding_std": "1"}, "embedding_std: got '1', must be"),
+        ({"integer_coords": 1}, "integer_coords: got 1, must be True or False"),
+        ({"align_corners": None}, "align_corners: got None, must be True or False"),
+        ({"noise": "no"}, "noise: got 'no', must be True or False"),
+        ({"pixel_chunk": -5}, "pixel_chunk: got -5, must be a whole number of at least 1, or None"),
+        ({"pixel_chunk": "a"}, "pixel_chunk: got 'a', must be a whole number"),
         ({"backend": "magic"}, "backend: got 'magic'"),
+        ({"backend": None}, "backend: got None, may be"),
         ({"size": 2048, "width": "published"}, "reach to size 1024"),
     ],
 )
 def test_bad_options_are_named(options, words):
     with pytest.raises(ValueError, match=words), torch.device("meta"):
         CIPSGenerator(**({"size": 16} | options))
+
+
+@pytest.mark.parametrize("name", ["size", "width", "variant", "mapping_layers", "max_frequency", "noise", "backend"])
+def test_bad_options_have_short_messages(name):
+    for value in ([7] * 10**6, "x" * 10**6, {"a" * 10**6: [1] * 10**6}, 10**10000, [[[[[[[[["x"]]]]]]]]]):
+        with pytest.raises(ValueError, match=f"^{name}: got ") as error:
+            CIPSGenerator(**({"size": 16} | {name: value}))
+        assert len(str(error.value)) < 400
+
+
+def test_settings_may_be_numbers_of_numpy_and_are_kept_as_those_of_python():
+    whole = np.int64
+    made = CIPSGenerator(
+        whole(8), width=(whole(4), whole(6)), style_features=whole(5), embedding_size=whole(3), mapping_layers=whole(2)
+    )
+    assert made.config == CIPSGenerator(8, width=(4, 6), style_features=5, embedding_size=3, mapping_layers=2).config
+    assert json.loads(json.dumps(made.config)) == made.config
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: ModFC("6", 8, 4), "in_features: got '6', must be a whole number from 1 to 65536"),
+        (lambda: ModFC(6, 0, 4), "out_features: got 0, must be a whole number"),
+        (lambda: ModFC(6, 8, 4, bias="no"), "bias: got 'no', must be True or False"),
+        (lambda: ModFC(6, 8, 4, demodulate=None), "demodulate: got None, must be True or False"),
+        (lambda: ModFC(6, 9, 4, activation="sinrelu"), "out_features: got 9, activation 'sinrelu' needs an even"),
+        (lambda: ToRGB(6, 10**9), "style_features: got 1000000000, must be"),
+        (lambda: Mapping(8, 65), "layers: got 65, must be a whole number from 1 to 64"),
+        (lambda: FourierEncoding(8, 1 << 15), "cells: got 32768, must be a whole number from 1 to 16384"),
+        (lambda: FourierEncoding(8, 4, max_frequency=float("nan")), "max_frequency: got nan"),
+        (lambda: FourierEncoding(8, 4, backend="magic"), "backend: got 'magic', may be"),
+    ],
+)
+def test_bad_options_of_layers_are_named(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
 
 
 def test_bad_inputs_are_named():

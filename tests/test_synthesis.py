@@ -401,8 +401,11 @@ def test_the_way_is_the_table_s_unless_asked_for(monkeypatch):
 
 def test_bad_arguments_are_named():
     network, points, _ = problem(torch.float32)
-    with pytest.raises(ValueError, match="pixel_chunk: got 0, must be at least 1, or None"):
-        synthesis(network, *points, pixel_chunk=0)
+    for chunk, named in ((0, "0"), ("a", "'a'"), (2.0, r"2\.0"), (True, "True"), (1 << 70, "1180591620717411303424")):
+        with pytest.raises(
+            ValueError, match=f"pixel_chunk: got {named}, must be a whole number of at least 1, or None"
+        ):
+            synthesis(network, *points, pixel_chunk=chunk)
     with pytest.raises(ValueError, match=r"coords: got shape \[3, 21, 2\], must be \[2\|1, P, 2\]"):
         synthesis(network, points[0].expand(3, -1, -1))
     with pytest.raises(ValueError, match=r"at: got shape \[1, 20, 2\], must be \[1, 21, 2\]"):
