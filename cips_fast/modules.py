@@ -6,6 +6,7 @@ one Adam step changes every layer by the same relative amount.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,16 @@ MOST_FEATURES = 1 << 16  # channels and widths of styles
 MOST_CELLS = 1 << 14  # rows of the embedding
 MOST_MAPPING_LAYERS = 64
 LARGEST_FREQUENCY = 1e6  # also the largest standard deviation of the embedding
+
+
+def check_features(x: Tensor, style: Tensor, inputs: int, affine: nn.Module) -> None:
+    """Raise ValueError, with shapes as the caller gave them, unless x [B|1, ..., I] and style [B, S] fit a layer."""
+    if x.dim() < 2 or x.shape[-1] != inputs:
+        raise ValueError(f"x: got shape {list(x.shape)}, must be [B, ..., {inputs}], channels last")
+    width = affine.weight.shape[1] if isinstance(affine, EqualLinear) else style.shape[-1]
+    if style.dim() != 2 or style.shape[1] != width or x.shape[0] not in (1, style.shape[0]):
+        batch = "B" if x.shape[0] == 1 else x.shape[0]
+        raise ValueError(f"style: got shape {list(style.shape)} for x {list(x.shape)}, must be [{batch}, {width}]")
 
 
 class EqualLinear(nn.Module):
@@ -146,20 +157,26 @@ class ModFC(nn.Module):
         self.activation = activation
         self.backend = backend
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """x [B|1, ..., I], style [B, S] -> [B, ..., O]."""
-        if x.dim() < 2:
-            raise ValueError(f"x: got shape {list(x.shape)}, must be [B, ..., {self.weight.shape[1]}]")
-        pixels = x.reshape(x.shape[0], -1, x.shape[-1]) if x.dim() != 3 else x  # [B|1, P, I]
-        y = functional.mod_fc(
-            pixels,
-            self.weight,
-            self.affine(style),
-            self.bias,
-            demodulate=self.demodulate,
-            activation=self.activation,
-            backend=self.backend,
-        )
+    def forward(self, x: Tensor, style: Tensor, noise_strength: Tensor | None = None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: features, channels last [B|1, ..., I].
+            style: latents [B, S].
+            noise_strength: factor of normal noise, one number a pixel, that is added before the bias.
+
+        Returns:
+            [B, ..., O].
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        check_features(x, style, self.weight.shape[1], self.affine)
+        pixels = x if x.dim() == 3 else x[:, None] if x.dim() == 2 else x.flatten(1, -2)  # [B|1, P, I]
+        layer, call = (self.weight, self.affine(style), self.bias), functional.mod_fc
+        if noise_strength is not None:
+            call = partial(functional.noisy_mod_fc, strength=noise_strength)
+        y = call(pixels, *layer, demodulate=self.demodulate, activation=self.activation, backend=self.backend)
         return y if x.dim() == 3 else y.view(y.shape[0], *x.shape[1:-1], y.shape[-1])
 
     def extra_repr(self) -> str:
@@ -189,10 +206,23 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """Features x [B|1, P, I], style [B, S] -> colours [B, P, 3]."""
+        check_features(x, style, self.weight.shape[1], self.affine)
         s = self.affine(style)  # [B, I]
         return functional.mod_fc(
             x, self.weight, s, self.bias, demodulate=False, activation="linear", backend=self.backend
         )
+
+
+class Shortcut(nn.Module):
+    """Equalised linear map without a bias, around a residual block that changes the width."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
+
+    def forward(self) -> Tensor:
+        """The map's matrix [O, I]."""
+        return self.weight / math.sqrt(self.weight.shape[1])
 
 
 class FourierEncoding(nn.Module):
@@ -258,9 +288,10 @@ class FourierEncoding(nn.Module):
         """What is read between [-1, 1]: the embedding, and on a cylinder its first column after its last, [H, W, C]."""
         return torch.cat([self.embedding, self.embedding[:, :1]], 1) if self.wraps else self.embedding
 
-    def forward(self, coords: Tensor) -> Tensor:
-        """Coordinates [B|1, P, 2] -> features [B|1, P, 2C]."""
+    def forward(self, coords: Tensor, table_coords: Tensor | None = None) -> Tensor:
+        """Coordinates [B|1, P, 2] -> features [B|1, P, 2C]; the embedding is read at `table_coords` if given."""
         coords, at = self.points(coords)
+        at = at if table_coords is None else table_coords
         return functional.fourier_encode(
             coords,
             self.freq,

@@ -1,10 +1,14 @@
 """CIPSGenerator: counts, shapes of coordinates, independence of pixels, latents, checkpoints of our own."""
 
+import copy
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from cips_fast import CIPSGenerator, FourierEncoding, Mapping, ModFC, ToRGB, checkpoint, grids
 
@@ -300,3 +304,228 @@ def test_a_tile_of_the_plane_has_the_whole_images_coordinates():
         region = (-1 + 2 * first / 511, -1, -1 + 2 * last / 511, -1)
         tile = grids.plane(1, last - first + 1, region)[0, :, 0]
         assert torch.equal(tile, whole[first : last + 1])
+
+
+class Halved(ModFC):
+    """A layer whose output is half of a ModFC's."""
+
+    def forward(self, *inputs):
+        return super().forward(*inputs) / 2
+
+
+class Adapter(nn.Module):
+    """A low-rank adapter around a layer, as fine-tuning libraries wrap them."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        outputs, inputs = layer.weight.shape
+        self.down, self.up = nn.Linear(inputs, 2, bias=False), nn.Linear(2, outputs, bias=False)
+
+    def forward(self, x, style):
+        return self.layer(x, style) + self.up(self.down(x))
+
+
+def by_hand(generator, w, points):
+    """Colours [B, P, 3] by the modules' own forward methods, whatever they are, written out."""
+    x, rgb = generator.encoding(points[None]), 0
+    for place, layer in enumerate(generator.layers):
+        before = x if place % 2 else before  # noqa: F821
+        x = layer(x, w)
+        if generator.variant == "res" and place and place % 2 == 0:
+            shortcut = generator.shortcuts[place // 2 - 1]
+            x = (x + (before if isinstance(shortcut, nn.Identity) else before @ shortcut().T)) / 2**0.5
+        if place in generator.tapped:
+            rgb = rgb + generator.to_rgb[generator.tapped.index(place)](x, w)
+    return rgb
+
+
+def replaced(places, make):
+    def change(generator):
+        for place in places:
+            made = make(generator.layers[place])
+            generator.layers[place] = made
+
+    return change
+
+
+def halved(layer):
+    made = Halved(layer.weight.shape[1], layer.weight.shape[0], 20, activation=layer.activation)
+    made.load_state_dict(layer.state_dict())
+    return made
+
+
+def other_forward(generator):
+    layer, plain = generator.layers[2], generator.layers[2].forward
+    layer.forward = lambda x, style: plain(x, style) + 1
+
+
+CHANGES = {
+    "subclass": (replaced([3], halved), "layers.3 is a Halved"),
+    "adapters": (replaced([0, 2, 5], Adapter), "layers.0 is a Adapter"),
+    "forward": (other_forward, "layers.2 has another forward method"),
+    "hook": (lambda g: g.layers[1].register_forward_hook(lambda m, i, y: y * 0.5), "layers.1 has hooks"),
+    "pre-hook": (lambda g: g.layers[4].register_forward_pre_hook(lambda m, i: (i[0] + 1, i[1])), "layers.4 has hooks"),
+    "tap": (lambda g: g.to_rgb[0].register_forward_hook(lambda m, i, y: -y), "to_rgb.0 has hooks"),
+    "encoding": (lambda g: g.encoding.register_forward_hook(lambda m, i, y: y.abs()), "encoding has hooks"),
+    "child": (lambda g: g.layers[6].add_module("extra", nn.Linear(2, 2)), "layers.6 has other children"),
+    "no bias": (lambda g: setattr(g.layers[1], "bias", None), "layers.1 has no bias"),
+    "linear": (lambda g: setattr(g.layers[1], "activation", "linear"), "layers.1 has activation 'linear'"),
+    "demodulate": (lambda g: setattr(g.layers[1], "demodulate", False), "layers.1 does not demodulate"),
+    "old spectral norm": (lambda g: torch.nn.utils.spectral_norm(g.layers[1]), "layers.1 has hooks"),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("pixel_chunk", [None, 20])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_generator_does_what_its_modules_say(generator, change, pixel_chunk, backend):
+    generator = small(variant=generator.variant, backend=backend, pixel_chunk=pixel_chunk)
+    make, words = CHANGES[change]
+    w, points = generator.mapping(latents(generator, 2)).detach(), grids.plane(7, 8).flatten(0, 1)
+    before = generator.synthesis(w, points)
+    make(generator)
+    with pytest.warns(UserWarning, match=f"generator: {words}, so its layers are called one by one"):
+        got = generator.synthesis(w, points)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # told once
+        assert generator.synthesis(w, points[:5]).shape == (2, 5, 3)
+        grid = generator.synthesis(w, points.view(1, 7, 8, 2))
+    wanted = by_hand(generator, w, points)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(grid.flatten(2).mT, wanted, rtol=1e-4, atol=1e-4)
+    if change != "child":
+        assert (got - before).abs().max() > 1e-2
+    parameters = [p for p in generator.layers.parameters() if p.requires_grad]
+    upstream = torch.randn(got.shape, generator=torch.Generator().manual_seed(4))
+    ours, theirs = (torch.autograd.grad(rgb, parameters, upstream, allow_unused=True) for rgb in (got, wanted))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+    with pytest.raises(ValueError, match=f"mix: got weights of anchors for a generator whose {words}"):
+        generator.synthesis(w, points, mix=torch.full((56, 2), 0.5))
+    with pytest.raises(ValueError, match=f"generator: {words}, must be as it was built"):
+        generator.network(w)
+
+
+def test_hooks_see_every_layer_once_with_its_own_latent(generator):
+    seen = []
+    for name, module in generator.named_modules():
+        if isinstance(module, ModFC | ToRGB):
+            module.register_forward_hook(lambda m, inputs, y, name=name: seen.append((name, inputs[1], y.shape)))
+    w = torch.randn(2, generator.num_layers, 20, generator=torch.Generator().manual_seed(3))
+    plain = small(variant=generator.variant).synthesis(w, grids.plane(3, 5))
+    with pytest.warns(UserWarning, match="has hooks"):
+        torch.testing.assert_close(generator.synthesis(w, grids.plane(3, 5)), plain, rtol=1e-4, atol=1e-4)
+    layers = [f"layers.{i}" for i in range(generator.num_layers)]
+    assert [name for name, *_ in seen if name.startswith("layers")] == layers
+    assert len(seen) == len(layers) + len(generator.to_rgb)
+    places = dict(zip([f"to_rgb.{i}" for i in range(len(generator.to_rgb))], generator.tapped, strict=True))
+    for name, latent, shape in seen:
+        place = places[name] if name in places else layers.index(name)
+        assert torch.equal(latent, w[:, place])
+        assert shape[:2] == (2, 15)
+
+
+def test_hooks_on_all_modules_are_called(generator):
+    called = []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda m, i, y: called.append(type(m)))
+    try:
+        with pytest.warns(UserWarning, match="hooks that are registered for all modules"):
+            generator.synthesis(torch.zeros(1, 20), grids.plane(3, 5))
+    finally:
+        handle.remove()
+    assert called.count(ModFC) == generator.num_layers
+
+
+@pytest.mark.parametrize("change", ["hook", "replaced"])
+def test_affine_layers_may_be_changed_and_keep_the_one_operator(generator, change):
+    w, points = generator.mapping(latents(generator, 2)).detach(), grids.plane(7, 8).flatten(0, 1)
+    affine = generator.layers[2].affine
+    if change == "hook":
+        affine.register_forward_hook(lambda m, i, s: s * torch.linspace(1, 2, s.shape[1]))
+    else:
+        generator.layers[2].affine = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, affine.weight.shape[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = generator.synthesis(w, points)
+    torch.testing.assert_close(got, by_hand(generator, w, points), rtol=1e-4, atol=1e-4)
+    mixed = generator.synthesis(w, points, mix=torch.tensor([[0.0, 1.0]]).expand(56, -1))
+    torch.testing.assert_close(mixed, got[1:], rtol=1e-4, atol=1e-4)
+
+
+def test_shortcuts_may_be_changed():
+    generator = small(variant="res")
+    w, points = generator.mapping(latents(generator, 2)).detach(), grids.plane(7, 8).flatten(0, 1)
+    before = generator.synthesis(w, points)
+    shortcut = next(s for s in generator.shortcuts if not isinstance(s, nn.Identity))
+    shortcut.register_forward_hook(lambda m, i, matrix: 2 * matrix)
+    got = generator.synthesis(w, points)
+    assert (got - before).abs().max() > 1e-2
+    torch.testing.assert_close(got, by_hand(generator, w, points), rtol=1e-4, atol=1e-4)
+    identity = next(s for s in generator.shortcuts if isinstance(s, nn.Identity))
+    called = []
+    identity.register_forward_hook(lambda m, i, y: called.append(y.shape))
+    with pytest.warns(UserWarning, match="shortcuts.0 has hooks"):
+        torch.testing.assert_close(generator.synthesis(w, points), got, rtol=1e-4, atol=1e-4)
+    assert called == [(2, 56, 24)]
+
+
+def test_parametrised_weights_take_effect_in_the_one_operator(generator):
+    w, points = generator.mapping(latents(generator, 2)).detach(), grids.plane(7, 8).flatten(0, 1)
+    parametrizations.weight_norm(generator.layers[1])
+    parametrizations.weight_norm(generator.layers[2].affine)
+    generator.layers[1].parametrizations.weight.original0.data *= torch.linspace(0.5, 3, 24)[:, None]
+    generator.layers[2].affine.parametrizations.weight.original0.data *= 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = generator.synthesis(w, points)
+    torch.testing.assert_close(got, by_hand(generator, w, points), rtol=1e-4, atol=1e-4)
+
+
+def test_noise_goes_through_changed_layers_or_is_refused():
+    plain, hooked = small(noise=True), small(noise=True)
+    for made in (plain, hooked):
+        made.noise_strength.data.fill_(0.5)
+    hooked.layers[2].register_forward_hook(lambda m, i, y: None)
+    w, grid = plain.mapping(latents(plain, 2)).detach(), grids.plane(5, 6)
+    torch.manual_seed(0)
+    wanted = plain.synthesis(w, grid)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="layers.2 has hooks"):
+        torch.testing.assert_close(hooked.synthesis(w, grid), wanted, rtol=1e-4, atol=1e-4)
+    hooked.layers[3] = Adapter(hooked.layers[3])
+    with pytest.raises(ValueError, match=r"noise: got True for a generator whose layers.3 is a Adapter, must be False"):
+        hooked.synthesis(w, grid)
+
+
+def test_modules_that_return_another_shape_are_named(generator):
+    generator.layers[1].register_forward_hook(lambda m, i, y: y[:, :2])
+    with (
+        pytest.warns(UserWarning, match="has hooks"),
+        pytest.raises(ValueError, match=r"layers.1: it returned shape \[1, 2, 24\], must be"),
+    ):
+        generator.synthesis(torch.zeros(1, 20), torch.zeros(5, 2))
+
+
+def test_cells_that_are_read_as_they_stand_are_so_in_a_changed_generator():
+    plain, hooked = (small(align_corners=False).train() for _ in range(2))
+    hooked.encoding.register_forward_hook(lambda m, i, y: None)
+    z = latents(plain, 2)
+    with pytest.warns(UserWarning, match="encoding has hooks"):
+        torch.testing.assert_close(hooked(z), plain(z), rtol=1e-4, atol=1e-4)
+    assert (hooked.eval()(z) - plain(z)).abs().max() > 1e-2
+
+
+def test_a_changed_generator_compiles_whole_and_copies(generator):
+    w, grid = generator.mapping(latents(generator, 2)).detach(), grids.plane(5, 6)
+    compiled = torch.compile(lambda w: generator.synthesis(w, grid), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(w), generator.synthesis(w, grid))
+    generator.layers[1] = halved(generator.layers[1])
+    with pytest.warns(UserWarning, match="layers.1 is a Halved"):
+        wanted = generator.synthesis(w, grid)
+    torch.testing.assert_close(compiled(w), wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(copy.deepcopy(generator).synthesis(w, grid), wanted)
