@@ -38,7 +38,7 @@ def phases(coords: Tensor, freq: Tensor, phase: Tensor) -> Tensor:
     """F c + φ, float32: coords float32 [..., n, D], freq [C, D], phase [C] -> [..., n, C]."""
     across = freq.float().mT.contiguous()  # so few columns multiply faster where they lie apart
     rows = torch.addmm(phase.float(), coords.flatten(0, -2), across)
-    return rows.view(*coords.shape[:-1], -1)
+    return rows.view(*coords.shape[:-1], freq.shape[0])
 
 
 def _weighted_rows(rows: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def read_table(table: Tensor, at: Tensor, align_corners: bool, dtype: torch.dtyp
     rows, nearest = table.flatten(0, 1), weights.max(-1, keepdim=True)
     on_cell = nearest.values >= 1 - torch.finfo(dtype).eps / 32  # the others are lost in rounding
     if on_cell.all():  # a native grid
-        return rows.index_select(0, cells.gather(-1, nearest.indices).flatten()).view(*at.shape[:-1], -1)
+        return rows.index_select(0, cells.gather(-1, nearest.indices).flatten()).view(*at.shape[:-1], rows.shape[1])
     # Here too, for a point's value must not depend on the points that are read beside it.
     weights = torch.where(on_cell, torch.zeros_like(weights).scatter_(-1, nearest.indices, 1), weights)
     if rows.dtype == weights.dtype:

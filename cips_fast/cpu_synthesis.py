@@ -226,6 +226,8 @@ class Gradients:
 
     def add(self, tile: slice, x0: Tensor, kept: Sequence[Kept] | None, drgb: Tensor) -> None:
         """Go back through a tile of all images; what was not kept is computed anew: drgb of these pixels [B, n, 3]."""
+        if not self.images:  # an empty batch: all gradients stay zero
+            return
 
         def back(group: int) -> Tensor:
             some = self.images[group]

@@ -16,6 +16,7 @@ from . import cpu, cpu_ops, ops
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
 from .kernels.device import can_run_on
+from .settings import check_choice
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -82,9 +83,12 @@ def mod_fc(
     """
     _check_weight_and_style(weight, style)
     _check_floating("x", x)
-    if x.dim() != 3 or x.shape[2] != weight.shape[1] or x.shape[0] not in (1, style.shape[0]):
+    if x.dim() != 3 or x.shape[2] != weight.shape[1]:
         batch = f"{style.shape[0]}|1" if style.shape[0] != 1 else "1"
         raise ValueError(f"x: got shape {list(x.shape)}, must be [{batch}, P, {weight.shape[1]}]")
+    if x.shape[0] not in (1, style.shape[0]):
+        wanted = [x.shape[0], weight.shape[1]]
+        raise ValueError(f"style: got shape {list(style.shape)} for x {list(x.shape)}, must be {wanted}, one an image")
     _check_device("x", x, weight)
     if bias is not None:
         _check_floating("bias", bias)
@@ -107,6 +111,27 @@ def mod_fc(
         return cpu_ops.mod_fc(x.to(dtype), weight, style, bias, demodulate, lrelu)[0]
     layer = cpu.mod_fc_cpu if chosen == "cpu" else ref.mod_fc_ref
     return layer(x, weight, style, bias, demodulate, activation)
+
+
+def noisy_mod_fc(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor | None,
+    *,
+    strength: Tensor,
+    demodulate: bool = True,
+    activation: str = "lrelu",
+    backend: str = "auto",
+) -> Tensor:
+    """`mod_fc` with noise: activation(W' x + strength·n + β), n drawn N(0, 1), one number a pixel.
+
+    Args, Returns and Raises as in `mod_fc`; strength [].
+    """
+    y = mod_fc(x, weight, style, demodulate=demodulate, activation="linear", backend=backend)
+    noise = torch.randn(*y.shape[:2], 1, dtype=y.dtype, device=y.device) * strength
+    y = y + noise.to(y.dtype)
+    return ref.activate_ref(y if bias is None else y + bias.to(y.dtype), activation)
 
 
 def fourier_encode(
@@ -229,12 +254,6 @@ def _tell_once(device: str, chosen: str) -> None:
     if (device, chosen) not in _told:
         _told.add((device, chosen))
         _log.info("backend 'auto' is %r for tensors on %s", chosen, device)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, may be {', '.join(map(repr, choices))}")
 
 
 def _check_weight_and_style(weight: Tensor, style: Tensor) -> None:

@@ -3,19 +3,35 @@
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from . import functional, grids
+from . import changed, functional, grids
 from .autocast import without_autocast
+from .changed import change_of, plain_affines
 from .kernels.network import Network
-from .modules import GEOMETRIES, FourierEncoding, Mapping, ModFC, ToRGB, affine_styles
-from .synthesis import synthesis
+from .modules import (
+    GEOMETRIES,
+    LARGEST_FREQUENCY,
+    MOST_CELLS,
+    MOST_FEATURES,
+    MOST_MAPPING_LAYERS,
+    FourierEncoding,
+    Mapping,
+    ModFC,
+    Shortcut,
+    ToRGB,
+    affine_styles,
+)
+from .settings import check_choice, check_flag, checked_count, checked_counts, checked_number, is_count, shown
+from .synthesis import checked_chunk, in_chunks, synthesis
 
 VARIANTS = ("skip", "res")
 ACTIVATIONS = ("lrelu", "sin", "sinrelu")
 MEAN_LATENT_DECAY = 0.998
+LARGEST_SIZE = 1 << 16
 
 # Widths of blocks 0…8 in the released checkpoints; the paper itself counts a constant width of 512.
 PUBLISHED_WIDTHS = {
@@ -31,17 +47,18 @@ class CIPSGenerator(nn.Module):
     after every second layer; `res` adds each pair of layers to its input, (x + f(x))/√2, and reads colours at the end.
 
     Args:
-        size: native resolution, a power of two of at least 4; it sets the number of blocks.
+        size: native resolution, a power of two from 4 to 65536; it sets the number of blocks.
         variant: `skip` or `res`.
-        width: channels of every layer; `published`, the released checkpoints' narrowing widths; or one number a block.
-        style_features: S, of z and of w.
+        width: channels of every layer, 1 to 65536; `published`, the released checkpoints' narrowing widths; or one
+            number a block. With `sinrelu` they are even.
+        style_features: S, of z and of w, 1 to 65536.
         activation: `lrelu`, `sin` or `sinrelu`.
         geometry: `plane`, or `cylinder`: panoramas, whose x goes round once from -1 to 1; see `FourierEncoding`. Their
             native grid and their embedding are twice as wide as high.
-        embedding_size: rows of the coordinate embedding; `size` unless given.
-        encoding_features: C of the encoding; the first block's width unless given.
-        mapping_layers: depth of the mapping network.
-        max_frequency, embedding_std: initial ranges of the encoding, see `FourierEncoding`.
+        embedding_size: rows of the coordinate embedding, 1 to 16384; `size` unless given.
+        encoding_features: C of the encoding, 1 to 65536; the first block's width unless given.
+        mapping_layers: depth of the mapping network, 1 to 64.
+        max_frequency, embedding_std: initial ranges of the encoding, 0 to 1e6, see `FourierEncoding`.
         integer_coords: the native grid is counted in pixels instead of [-1, 1], as in some published checkpoints.
         align_corners: see `FourierEncoding`.
         noise: add per-pixel noise before every activation, as published checkpoints may; the paper has none.
@@ -50,8 +67,10 @@ class CIPSGenerator(nn.Module):
             `cips_fast.synthesis`. An attribute of this name may be set at any time.
 
     Raises:
-        ValueError: an argument that is none of the above.
+        ValueError: an argument of another type, or out of its range.
     """
+
+    _told: str | None = None  # what a warning told of this generator's modules
 
     def __init__(
         self,
@@ -74,25 +93,28 @@ class CIPSGenerator(nn.Module):
         pixel_chunk: int | None = None,
     ):
         super().__init__()
-        if size < 4 or size & (size - 1):
-            raise ValueError(f"size: got {size}, must be a power of two of at least 4")
-        functional.check_choice("variant", variant, VARIANTS)
-        functional.check_choice("activation", activation, ACTIVATIONS)
-        functional.check_choice("geometry", geometry, GEOMETRIES)
+        if not is_count(size, LARGEST_SIZE) or size < 4 or size & (size - 1):
+            raise ValueError(f"size: got {shown(size)}, must be a power of two from 4 to {LARGEST_SIZE}")
+        size = int(size)
+        check_choice("variant", variant, VARIANTS)
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("geometry", geometry, GEOMETRIES)
+        check_choice("backend", backend, functional.BACKENDS)
+        for name, flag in (("integer_coords", integer_coords), ("align_corners", align_corners), ("noise", noise)):
+            check_flag(name, flag)
         if geometry == "cylinder" and integer_coords:
             raise ValueError("integer_coords: got True, must be False on a cylinder")
         widths = _block_widths(width, variant, blocks=size.bit_length() - 2)
+        if activation == "sinrelu" and any(each % 2 for each in widths):
+            raise ValueError(f"width: got {shown(width)}, activation 'sinrelu' needs even numbers")
+        style_features = checked_count("style_features", style_features, MOST_FEATURES)
         features = widths[0] if encoding_features is None else encoding_features
-        cells = size if embedding_size is None else embedding_size
-        counts = {
-            "style_features": style_features,
-            "embedding_size": cells,
-            "encoding_features": features,
-            "mapping_layers": mapping_layers,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name}: got {count}, must be a positive number")
+        features = checked_count("encoding_features", features, MOST_FEATURES)
+        cells = checked_count("embedding_size", size if embedding_size is None else embedding_size, MOST_CELLS)
+        mapping_layers = checked_count("mapping_layers", mapping_layers, MOST_MAPPING_LAYERS)
+        max_frequency = checked_number("max_frequency", max_frequency, LARGEST_FREQUENCY)
+        embedding_std = checked_number("embedding_std", embedding_std, LARGEST_FREQUENCY)
+        pixel_chunk = checked_chunk(pixel_chunk)
         self.config = {
             "size": size,
             "variant": variant,
@@ -187,7 +209,9 @@ class CIPSGenerator(nn.Module):
 
     @torch.no_grad()
     def track_mean_latent(self, w: Tensor) -> None:
-        """Move the mean latent towards a training batch's mean by a share of 0.002: w [B, S]."""
+        """Move the mean latent towards a training batch's mean by a share of 0.002: w [B, S]; an empty one has none."""
+        if w.shape[0] == 0:
+            return
         self.mean_latent.lerp_(w.detach().mean(0).to(self.mean_latent.dtype), 1 - MEAN_LATENT_DECAY)
 
     def mix(self, w: Tensor, w_late: Tensor, crossover: int) -> Tensor:
@@ -211,6 +235,9 @@ class CIPSGenerator(nn.Module):
     def synthesis(self, w: Tensor, coords: Tensor, mix: Tensor | None = None) -> Tensor:
         """Colours at coordinates.
 
+        It is one operator over the parameters, which calls no layer. A generator whose layers were replaced, wrapped,
+        hooked or given adapters is noticed: it calls its modules one by one, and says so once.
+
         Args:
             w: style latents [B, S], or one a layer [B, num_layers, S]; an RGB tap takes that of the layer it reads.
             coords: x first. Lists [P, 2] or [B, P, 2] give [B, P, 3]; grids [H, W, 2] or [B|1, H, W, 2] give
@@ -224,42 +251,74 @@ class CIPSGenerator(nn.Module):
             Colours, nominally in [-1, 1]: [B, P, 3] or [B, 3, H, W].
 
         Raises:
-            ValueError: a shape that is none of these.
+            ValueError: a shape that is none of these; `mix` for a generator with layers that are not its own; noise for
+                a layer that takes none.
         """
-        network = self.network(w)
+        self._check_latents(w)
+        change, anchors = change_of(self), w.shape[0]
         if mix is None:
-            points, grid = _as_points(coords, network.batch)
+            points, grid = _as_points(coords, anchors)
         else:
-            points, mix, grid = _as_mixed_points(coords, mix, network.batch)
+            points, mix, grid = _as_mixed_points(coords, mix, anchors)
+        if change is None:
+            rgb = self._by_one_operator(w, points, mix, reads_cells=self._reads_cells(grid))
+        else:
+            rgb = self._by_modules(w, points, mix, change, reads_cells=self._reads_cells(grid))
+        return rgb if grid is None else rgb.transpose(1, 2).unflatten(2, grid)
+
+    def _by_one_operator(self, w: Tensor, points: Tensor, mix: Tensor | None, *, reads_cells: bool) -> Tensor:
         points, at = self.encoding.points(points)
-        rgb = synthesis(
-            network,
+        return synthesis(
+            self._network(w),
             points,
-            self._cell_centres().expand(len(points), -1, -1) if self._reads_cells(grid) else at,
+            self._cell_centres().expand(len(points), -1, -1) if reads_cells else at,
             mix=mix,
             activation=self.activation,
             noise_strength=self.noise_strength if self.noise else None,
             pixel_chunk=self.pixel_chunk,
             backend=self.backend,
         )  # [B, P, 3]
-        return rgb if grid is None else rgb.transpose(1, 2).unflatten(2, grid)
+
+    def _by_modules(self, w: Tensor, points: Tensor, mix: Tensor | None, change: str, *, reads_cells: bool) -> Tensor:
+        if mix is not None:
+            raise ValueError(
+                f"mix: got weights of anchors for a generator whose {change}, which takes one style an image"
+            )
+        changed.check_noise(self)
+        if not torch.compiler.is_compiling() and change != self._told:
+            self._told = change
+            warnings.warn(f"generator: {change}, so its layers are called one by one, which is slower", stacklevel=4)
+        at = (self._cell_centres().expand(len(points), -1, -1),) if reads_cells else ()
+        # Whatever a module does is done again in the backward pass of a chunk, the random numbers included.
+        return in_chunks(partial(changed.colours, self, w), (points, *at), checked_chunk(self.pixel_chunk), random=True)
 
     def network(self, w: Tensor) -> Network:
         """What lies between coordinates and colours for style latents [B, S] or [B, num_layers, S].
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, or a generator whose layers were replaced or hooked: no parameters say what it
+                computes.
         """
+        self._check_latents(w)
+        change = change_of(self)
+        if change is not None:
+            raise ValueError(f"generator: {change}, must be as it was built")
+        return self._network(w)
+
+    def _check_latents(self, w: Tensor) -> None:
         wanted = f"[B, {self.style_features}] or [B, {self.num_layers}, {self.style_features}]"
         per_layer = w.dim() == 3 and w.shape[1] == self.num_layers
         if w.shape[-1] != self.style_features or not (w.dim() == 2 or per_layer):
             raise ValueError(f"w: got shape {list(w.shape)}, must be {wanted}")
-        modulated = [*self.layers, *self.to_rgb]
-        if per_layer:
-            w = w[:, [*range(self.num_layers), *self.tapped]]
-        with without_autocast(w):
-            styles = affine_styles([layer.affine for layer in modulated], w)
-        return self.network_of(styles)
+
+    def _network(self, w: Tensor) -> Network:
+        affines = [layer.affine for layer in (*self.layers, *self.to_rgb)]
+        places = [*range(self.num_layers), *self.tapped]
+        if plain_affines(affines):
+            with without_autocast(w):
+                return self.network_of(affine_styles(affines, w if w.dim() == 2 else w[:, places]))
+        latents = [w if w.dim() == 2 else w[:, place] for place in places]
+        return self.network_of([affine(latent) for affine, latent in zip(affines, latents, strict=True)])
 
     def network_of(self, styles: Sequence[Tensor]) -> Network:
         """What lies between coordinates and colours for the styles [B, I] of all layers and then of all RGB taps."""
@@ -283,8 +342,10 @@ class CIPSGenerator(nn.Module):
 
         Published checkpoints were trained so, and are sampled half a cell aside.
         """
-        native = grid == tuple(self.encoding.embedding.shape[:2])
-        return self.training and native and not self.encoding.align_corners
+        encoding = self.encoding
+        if not self.training or not isinstance(encoding, FourierEncoding) or encoding.align_corners:
+            return False
+        return grid == tuple(encoding.embedding.shape[:2])
 
     def _cell_centres(self) -> Tensor:
         """Where reading the embedding without aligned corners gives its cells, [1, cells², 2]."""
@@ -294,29 +355,19 @@ class CIPSGenerator(nn.Module):
         return torch.stack([x, y], -1).flatten(0, 1)[None]
 
 
-class Shortcut(nn.Module):
-    """Equalised linear map without a bias, around a residual block that changes the width."""
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
-
-    def forward(self) -> Tensor:
-        """The map's matrix [O, I]."""
-        return self.weight / math.sqrt(self.weight.shape[1])
-
-
 def _block_widths(width: int | str | Sequence[int], variant: str, blocks: int) -> list[int]:
     """Channels of every block, from what the caller gave."""
-    if width == "published":
+    if isinstance(width, str) and width == "published":
         if blocks > len(PUBLISHED_WIDTHS[variant]):
             raise ValueError(f"width: 'published' widths reach to size {2 ** (len(PUBLISHED_WIDTHS[variant]) + 1)}")
         return list(PUBLISHED_WIDTHS[variant][:blocks])
-    if isinstance(width, int):
-        width = [width] * blocks
-    if isinstance(width, str) or len(width) != blocks or min(width) < 1:
-        raise ValueError(f"width: got {width!r}, must be a positive number, 'published', or {blocks} positive numbers")
-    return list(width)
+    if is_count(width, MOST_FEATURES):
+        return [int(width)] * blocks
+    if isinstance(width, list | tuple):
+        return checked_counts("width", width, blocks, MOST_FEATURES)
+    raise ValueError(
+        f"width: got {shown(width)}, must be 'published', or one or {blocks} whole numbers from 1 to {MOST_FEATURES}"
+    )
 
 
 def _as_points(coords: Tensor, batch: int) -> tuple[Tensor, tuple[int, int] | None]:
@@ -347,6 +398,8 @@ def _as_mixed_points(coords: Tensor, mix: Tensor, anchors: int) -> tuple[Tensor,
     if mix.dim() <= len(shape) or mix.shape[len(images) :] != (*shape, anchors) or len(images) > 1:
         wanted = [*shape, anchors]
         raise ValueError(f"mix: got shape {list(mix.shape)}, must be {wanted}, or such weights for each of B images")
-    points, mix = coords.reshape(-1, math.prod(shape), coords.shape[-1]), mix.reshape(-1, math.prod(shape), anchors)
+    images, pixels = coords.shape[:1] if coords.dim() == 4 else (1,), math.prod(shape)
+    points = coords.reshape(*images, pixels, coords.shape[-1])
+    mix = mix.reshape(*(mix.shape[: -1 - len(shape)] or (1,)), pixels, anchors)
     mix = mix.expand(len(points), -1, -1) if len(mix) == 1 else mix
     return points, mix, shape if len(shape) == 2 else None

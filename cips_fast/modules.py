@@ -6,6 +6,7 @@ one Adam step changes every layer by the same relative amount.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,26 @@ from torch import Tensor, nn
 from . import functional, grids
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
+from .settings import check_choice, check_finite, check_flag, checked_count, checked_number
 
 GEOMETRIES = ("plane", "cylinder")
+
+# The largest settings that are taken. They are far beyond what a machine can hold: a typing error or a damaged file
+# is then an error at once, and not a process that runs out of memory.
+MOST_FEATURES = 1 << 16  # channels and widths of styles
+MOST_CELLS = 1 << 14  # rows of the embedding
+MOST_MAPPING_LAYERS = 64
+LARGEST_FREQUENCY = 1e6  # also the largest standard deviation of the embedding
+
+
+def check_features(x: Tensor, style: Tensor, inputs: int, affine: nn.Module) -> None:
+    """Raise ValueError, with shapes as the caller gave them, unless x [B|1, ..., I] and style [B, S] fit a layer."""
+    if x.dim() < 2 or x.shape[-1] != inputs:
+        raise ValueError(f"x: got shape {list(x.shape)}, must be [B, ..., {inputs}], channels last")
+    width = affine.weight.shape[1] if isinstance(affine, EqualLinear) else style.shape[-1]
+    if style.dim() != 2 or style.shape[1] != width or x.shape[0] not in (1, style.shape[0]):
+        batch = "B" if x.shape[0] == 1 else x.shape[0]
+        raise ValueError(f"style: got shape {list(style.shape)} for x {list(x.shape)}, must be [{batch}, {width}]")
 
 
 class EqualLinear(nn.Module):
@@ -24,10 +43,17 @@ class EqualLinear(nn.Module):
         in_features, out_features: I and O.
         bias_init: initial value of m·b.
         lr_multiplier: m; the layer learns m times as fast as its neighbours.
+
+    Raises:
+        ValueError: an argument of another type, or out of range.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias_init: float = 0.0, lr_multiplier: float = 1.0):
         super().__init__()
+        in_features, out_features = _checked_features(in_features=in_features, out_features=out_features)
+        check_finite("bias_init", bias_init)
+        if checked_number("lr_multiplier", lr_multiplier, 1e6) == 0:
+            raise ValueError("lr_multiplier: got 0, must be above 0")
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)  # [O, I]
         self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))  # [O]
         self.lr_multiplier = lr_multiplier
@@ -66,10 +92,15 @@ class Mapping(nn.Module):
     Args:
         style_features: S.
         layers: depth of the MLP.
+
+    Raises:
+        ValueError: an argument that is no whole number, or out of range.
     """
 
     def __init__(self, style_features: int = 512, layers: int = 8):
         super().__init__()
+        (style_features,) = _checked_features(style_features=style_features)
+        layers = checked_count("layers", layers, MOST_MAPPING_LAYERS)
         self.layers = nn.ModuleList(
             EqualLinear(style_features, style_features, lr_multiplier=0.01) for _ in range(layers)
         )
@@ -95,7 +126,7 @@ class ModFC(nn.Module):
         backend: see `cips_fast.functional`.
 
     Raises:
-        ValueError: an unknown activation or backend.
+        ValueError: an argument of another type, or out of range; an unknown activation or backend.
     """
 
     def __init__(
@@ -110,8 +141,15 @@ class ModFC(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        functional.check_choice("activation", activation, ref.ACTIVATIONS)
-        functional.check_choice("backend", backend, functional.BACKENDS)
+        in_features, out_features, style_features = _checked_features(
+            in_features=in_features, out_features=out_features, style_features=style_features
+        )
+        check_flag("demodulate", demodulate)
+        check_flag("bias", bias)
+        check_choice("activation", activation, ref.ACTIVATIONS)
+        if activation == "sinrelu" and out_features % 2:
+            raise ValueError(f"out_features: got {out_features}, activation 'sinrelu' needs an even number")
+        check_choice("backend", backend, functional.BACKENDS)
         self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None  # [O]
         self.affine = EqualLinear(style_features, in_features, bias_init=1.0)
@@ -119,20 +157,26 @@ class ModFC(nn.Module):
         self.activation = activation
         self.backend = backend
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """x [B|1, ..., I], style [B, S] -> [B, ..., O]."""
-        if x.dim() < 2:
-            raise ValueError(f"x: got shape {list(x.shape)}, must be [B, ..., {self.weight.shape[1]}]")
-        pixels = x.reshape(x.shape[0], -1, x.shape[-1]) if x.dim() != 3 else x  # [B|1, P, I]
-        y = functional.mod_fc(
-            pixels,
-            self.weight,
-            self.affine(style),
-            self.bias,
-            demodulate=self.demodulate,
-            activation=self.activation,
-            backend=self.backend,
-        )
+    def forward(self, x: Tensor, style: Tensor, noise_strength: Tensor | None = None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: features, channels last [B|1, ..., I].
+            style: latents [B, S].
+            noise_strength: factor of normal noise, one number a pixel, that is added before the bias.
+
+        Returns:
+            [B, ..., O].
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        check_features(x, style, self.weight.shape[1], self.affine)
+        pixels = x if x.dim() == 3 else x[:, None] if x.dim() == 2 else x.flatten(1, -2)  # [B|1, P, I]
+        layer, call = (self.weight, self.affine(style), self.bias), functional.mod_fc
+        if noise_strength is not None:
+            call = partial(functional.noisy_mod_fc, strength=noise_strength)
+        y = call(pixels, *layer, demodulate=self.demodulate, activation=self.activation, backend=self.backend)
         return y if x.dim() == 3 else y.view(y.shape[0], *x.shape[1:-1], y.shape[-1])
 
     def extra_repr(self) -> str:
@@ -148,12 +192,13 @@ class ToRGB(nn.Module):
         backend: see `cips_fast.functional`.
 
     Raises:
-        ValueError: an unknown backend.
+        ValueError: an argument that is no whole number, or out of range; an unknown backend.
     """
 
     def __init__(self, in_features: int, style_features: int, *, backend: str = "auto"):
         super().__init__()
-        functional.check_choice("backend", backend, functional.BACKENDS)
+        in_features, style_features = _checked_features(in_features=in_features, style_features=style_features)
+        check_choice("backend", backend, functional.BACKENDS)
         self.weight = nn.Parameter(torch.randn(3, in_features))  # [3, I]
         self.bias = nn.Parameter(torch.zeros(3))  # [3]
         self.affine = EqualLinear(style_features, in_features, bias_init=1.0)
@@ -161,10 +206,23 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """Features x [B|1, P, I], style [B, S] -> colours [B, P, 3]."""
+        check_features(x, style, self.weight.shape[1], self.affine)
         s = self.affine(style)  # [B, I]
         return functional.mod_fc(
             x, self.weight, s, self.bias, demodulate=False, activation="linear", backend=self.backend
         )
+
+
+class Shortcut(nn.Module):
+    """Equalised linear map without a bias, around a residual block that changes the width."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
+
+    def forward(self) -> Tensor:
+        """The map's matrix [O, I]."""
+        return self.weight / math.sqrt(self.weight.shape[1])
 
 
 class FourierEncoding(nn.Module):
@@ -186,7 +244,8 @@ class FourierEncoding(nn.Module):
         backend: see `cips_fast.functional`.
 
     Raises:
-        ValueError: an unknown geometry, or a cylinder without `align_corners`.
+        ValueError: an argument of another type, or out of range; an unknown geometry or backend; a cylinder without
+            `align_corners`.
     """
 
     def __init__(
@@ -201,7 +260,13 @@ class FourierEncoding(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        functional.check_choice("geometry", geometry, GEOMETRIES)
+        (features,) = _checked_features(features=features)
+        cells = checked_count("cells", cells, MOST_CELLS)
+        check_flag("align_corners", align_corners)
+        max_frequency = checked_number("max_frequency", max_frequency, LARGEST_FREQUENCY)
+        embedding_std = checked_number("embedding_std", embedding_std, LARGEST_FREQUENCY)
+        check_choice("geometry", geometry, GEOMETRIES)
+        check_choice("backend", backend, functional.BACKENDS)
         self.wraps = geometry == "cylinder"
         if self.wraps and not align_corners:
             raise ValueError("align_corners: got False, must be True on a cylinder, where columns have no outer edge")
@@ -223,9 +288,10 @@ class FourierEncoding(nn.Module):
         """What is read between [-1, 1]: the embedding, and on a cylinder its first column after its last, [H, W, C]."""
         return torch.cat([self.embedding, self.embedding[:, :1]], 1) if self.wraps else self.embedding
 
-    def forward(self, coords: Tensor) -> Tensor:
-        """Coordinates [B|1, P, 2] -> features [B|1, P, 2C]."""
+    def forward(self, coords: Tensor, table_coords: Tensor | None = None) -> Tensor:
+        """Coordinates [B|1, P, 2] -> features [B|1, P, 2C]; the embedding is read at `table_coords` if given."""
         coords, at = self.points(coords)
+        at = at if table_coords is None else table_coords
         return functional.fourier_encode(
             coords,
             self.freq,
@@ -236,3 +302,8 @@ class FourierEncoding(nn.Module):
             dtype=autocast_dtype(coords),
             backend=self.backend,
         )
+
+
+def _checked_features(**counts: int) -> list[int]:
+    """Numbers of channels or of style features as int, or ValueError that names the one that cannot be."""
+    return [checked_count(name, count, MOST_FEATURES) for name, count in counts.items()]

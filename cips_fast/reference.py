@@ -40,6 +40,7 @@ def embed_coords_ref(coords: Tensor, table: Tensor, align_corners: bool = True) 
     """Bilinear read of a table at coordinates in [-1, 1], x first; beyond that range the border is read.
 
     With `align_corners` -1 and 1 are the centres of the outermost cells; without it they are the cells' outer edges.
+    Where a coordinate is NaN, so is what is read.
     coords [..., P, 2], table [H, W, C] -> [..., P, C].
     """
     cells, weights = bilinear_cells_ref(coords, table.shape[0], table.shape[1], align_corners)
@@ -55,7 +56,7 @@ def bilinear_cells_ref(coords: Tensor, height: int, width: int, align_corners: b
     position = torch.where(inside, position, torch.minimum(position.detach().clamp(min=0), sizes - 1))  # [..., P, 2]
     low = position.detach().floor()
     x1, y1 = (position - low).unbind(-1)  # the share of the upper neighbour
-    left, top = low.long().unbind(-1)
+    left, top = low.nan_to_num(0.0).long().unbind(-1)  # the weights stay NaN, the cells are some that there are
     right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
     cells = torch.stack([top * width + left, top * width + right, bottom * width + left, bottom * width + right], -1)
     weights = torch.stack([(1 - y1) * (1 - x1), (1 - y1) * x1, y1 * (1 - x1), y1 * x1], -1)

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import functional, network_ops
-from . import reference as ref
 from .autocast import autocast_dtype
 from .kernels.network import Network
 from .mixing import mixed_fc
+from .settings import check_choice, is_count, shown
 from .workers import slices
 
+LARGEST_CHUNK = 1 << 40  # pixels, more than any image has
 MIXED = 1 << 14  # pixels that go through all layers at once where every one has a style of its own
 
 
@@ -61,9 +62,8 @@ def synthesis(
     Raises:
         ValueError: an argument that is none of the above; TypeError: a dtype that the backend does not take.
     """
-    if pixel_chunk is not None and pixel_chunk < 1:
-        raise ValueError(f"pixel_chunk: got {pixel_chunk}, must be at least 1, or None to keep all activations")
-    functional.check_choice("inference", inference, ("auto", "stack", "layered"))
+    pixel_chunk = checked_chunk(pixel_chunk)
+    check_choice("inference", inference, ("auto", "stack", "layered"))
     at = coords if at is None else at
     if mix is not None:
         _check_mix(network, coords, mix, noise_strength)
@@ -89,7 +89,17 @@ def synthesis(
     points = (coords, at) if mix is None else (coords, at, mix.to(coords.dtype))
     if mix is not None and not differentiated:
         return _without_memory(colours, points)
-    return _in_chunks(colours, points, pixel_chunk, random=noise_strength is not None)
+    return in_chunks(colours, points, pixel_chunk, random=noise_strength is not None)
+
+
+def checked_chunk(pixel_chunk: int | None) -> int | None:
+    """The number as an int. Raise ValueError unless `pixel_chunk` is None or a number of pixels."""
+    if pixel_chunk is None:
+        return None
+    if not is_count(pixel_chunk, LARGEST_CHUNK):
+        wanted = "a whole number of at least 1, or None to keep all activations"
+        raise ValueError(f"pixel_chunk: got {shown(pixel_chunk)}, must be {wanted}")
+    return int(pixel_chunk)
 
 
 def _check_points(batch: int, dims: int, coords: Tensor, at: Tensor) -> None:
@@ -106,7 +116,7 @@ def _check_mix(network: Network, coords: Tensor, mix: Tensor, noise_strength: Te
         raise ValueError(f"mix: got shape {list(mix.shape)}, must be [B, {coords.shape[1]}, {network.batch}]")
 
 
-def _in_chunks(
+def in_chunks(
     colours: Callable[..., Tensor], points: Sequence[Tensor], pixel_chunk: int | None, random: bool
 ) -> Tensor:
     """Colours of all pixels; in chunks, of which the backward pass holds one at a time."""
@@ -121,7 +131,7 @@ def _in_chunks(
 
 def _without_memory(colours: Callable[..., Tensor], points: Sequence[Tensor]) -> Tensor:
     """Colours of all pixels, a chunk after another, where nothing is kept for a backward pass."""
-    pieces = slices(points[0].shape[1], MIXED)
+    pieces = slices(points[0].shape[1], MIXED) or [slice(0)]
     return torch.cat([colours(*(each[:, piece] for each in points)) for piece in pieces], 1)
 
 
@@ -149,7 +159,9 @@ def _layer_by_layer(
         elif noise_strength is None:
             x = functional.mod_fc(x, *layer, activation=activation, backend=backend)
         else:
-            x = _noisy_layer(x, layer, activation, noise_strength[place], backend)
+            x = functional.noisy_mod_fc(
+                x, *layer, strength=noise_strength[place], activation=activation, backend=backend
+            )
         if network.residual and place and place % 2 == 0:
             around = before if before.shape[-1] == x.shape[-1] else F.linear(before, next(shortcuts))
             x = (x + around) / math.sqrt(2)
@@ -161,13 +173,3 @@ def _layer_by_layer(
                 tap = functional.mod_fc(x, *next(taps), **linear)
             rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))
     return rgb
-
-
-def _noisy_layer(
-    x: Tensor, layer: tuple[Tensor, Tensor, Tensor], activation: str, strength: Tensor, backend: str
-) -> Tensor:
-    """A layer that adds noise, one number a pixel, before its bias."""
-    weight, style, bias = layer
-    y = functional.mod_fc(x, weight, style, activation="linear", backend=backend)
-    noise = torch.randn(*y.shape[:2], 1, dtype=y.dtype, device=y.device) * strength
-    return ref.activate_ref(y + noise.to(y.dtype) + bias.to(y.dtype), activation)

@@ -21,15 +21,18 @@ from .launch import Tiles, embedding_tiles
 def cell_position(x, size, ALIGN_CORNERS: tl.constexpr):
     """Lower cell, upper cell, share of the upper, and cells a unit of x: x in [-1, 1], beyond which the border is read.
 
-    With ALIGN_CORNERS -1 and 1 are the centres of the outermost cells, else their outer edges.
+    With ALIGN_CORNERS -1 and 1 are the centres of the outermost cells, else their outer edges. Where x is NaN,
+    the cells are some that there are, and the share is NaN.
     """
     position = (x + 1) * 0.5 * (size - 1) if ALIGN_CORNERS else ((x + 1) * size - 1) * 0.5
-    clamped = tl.minimum(tl.maximum(position, 0.0), (size - 1).to(tl.float32))
+    # Not tl.maximum: what that gives for NaN differs between a GPU and the interpreter, and becomes an address.
+    clamped = tl.minimum(tl.where(position > 0, position, 0.0), (size - 1).to(tl.float32))
     low = tl.floor(clamped)
     lower = low.to(tl.int32)
     # On the border and beyond it the derivative is zero, as for `torch.nn.functional.grid_sample`.
     slope = tl.where((position > 0) & (position < size - 1), 0.5 * ((size - 1) if ALIGN_CORNERS else size), 0.0)
-    return lower, tl.minimum(lower + 1, size - 1), clamped - low, slope
+    share = tl.where(position == position, clamped - low, position)
+    return lower, tl.minimum(lower + 1, size - 1), share, slope
 
 
 @triton.jit

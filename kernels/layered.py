@@ -114,7 +114,8 @@ def modulate(network: Network, dtype: torch.dtype) -> Weights:
         modulate_fwd(weight, style, demodulate=False, gain=1.0, dtype=dtype)
         for weight, style in zip(network.tap_weights, network.tap_styles, strict=True)
     ]
-    shortcuts = [w.to(dtype).expand(network.batch, -1, -1).contiguous() for w in network.shortcuts]
+    # Copies for a batch of any size: an operator may not return a view of its input, as expand gives for one image.
+    shortcuts = [w.to(dtype).repeat(network.batch, 1, 1) for w in network.shortcuts]
     return Weights(*_columns(layers), *_columns(taps), shortcuts)
 
 
@@ -320,4 +321,6 @@ def ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
 
 def _chunk(network: Network, tensors: int, dtype: torch.dtype) -> int:
     device = network.freq.device
-    return chunk_pixels(network.batch, max(network.widths), tensors + network.residual, dtype, architecture(device))
+    return chunk_pixels(
+        max(network.batch, 1), max(network.widths), tensors + network.residual, dtype, architecture(device)
+    )

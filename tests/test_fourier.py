@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 from cips_fast import functional, grids, ops
+from cips_fast import reference as ref
 from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
@@ -222,3 +223,71 @@ def test_unserved_dimensions_are_named(place):
     inputs = [torch.zeros(*shape, device=place.device) for shape in ((1, 5, 1), (3, 1), (3,))]
     with pytest.raises(ValueError, match="freq: got 1 coordinate dimensions, backend 'triton' takes 2 or 3"):
         functional.fourier_encode(*inputs, backend="triton")
+
+
+STRAY = [math.nan, math.inf, -math.inf, 1e38, -1e38]
+
+
+@pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_stray_coordinate_is_its_own_points_alone(interpreter, large_tiles, backend, align_corners):
+    """Values and gradients of the others are what they are without it, and no address comes from it."""
+    coords, freq, phase, table, upstream = encoding_inputs(PLACES[0].values[0], batch=1, points=24)
+    stray = coords.clone()
+    places = torch.arange(2 * len(STRAY)).view(len(STRAY), 2) + 3
+    for axis in range(2):
+        stray[0, places[:, axis], axis] = torch.tensor(STRAY)
+    others = torch.ones(24, dtype=torch.bool).index_fill_(0, places.flatten(), False)
+    upstream = upstream * others[:, None]  # of which gradients of what all points share are sums
+
+    def encode(*tensors):
+        return functional.fourier_encode(*tensors, align_corners=align_corners, backend=backend)
+
+    with standing_in(interpreter):
+        got = value_and_gradients(encode, [stray, freq, phase, table], upstream)
+    wanted = value_and_gradients(
+        lambda *t: functional.fourier_encode(*t, align_corners=align_corners, backend="reference"),
+        [t.double() for t in (coords, freq, phase, table)],
+        upstream,
+    )
+    for ours, truth in zip(got[:2], wanted[:2], strict=True):
+        torch.testing.assert_close(ours[:, others].double(), truth[:, others], rtol=1e-4, atol=1e-4)
+    assert got[0][0, places[0]].isnan().all()  # NaN in either coordinate: waves and what the table holds
+    assert got[0][0, places[1:3], :20].isnan().all()  # infinite: the waves; the table is read at its border
+    for infinite, x in ((places[1, 0], 1.5), (places[2, 0], -1.5)):
+        border = torch.tensor([[[x, coords[0, infinite, 1]]]])
+        wanted_read = ref.embed_coords_ref(border, table, align_corners)[0, 0]
+        torch.testing.assert_close(got[0][0, infinite, 20:], wanted_read, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
+def test_where_a_table_is_read_may_be_nan(interpreter, large_tiles, backend):
+    coords, freq, phase, table, upstream = encoding_inputs(PLACES[0].values[0], batch=1, points=9)
+    at = coords.clone()
+    at[0, 4, 1] = math.nan
+
+    def encode(at, table):
+        return functional.fourier_encode(coords, freq, phase, table, table_coords=at, backend=backend)
+
+    with standing_in(interpreter):
+        encoded, dat, dtable = value_and_gradients(encode, [at, table], upstream)
+    assert encoded[0, 4, 20:].isnan().all()
+    assert not encoded[0, 4, :20].isnan().any()
+    assert encoded.isnan().sum() == 20
+    assert dat[:, torch.arange(9) != 4].isfinite().all()
+    assert dtable.shape == table.shape
+
+
+@pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("shape", [(0, 5, 2), (1, 0, 2), (0, 0, 2)])
+def test_no_points(interpreter, backend, shape):
+    _, freq, phase, table, _ = encoding_inputs(PLACES[0].values[0], batch=1)
+    with standing_in(interpreter):
+        encoded, *gradients = value_and_gradients(
+            lambda *t: functional.fourier_encode(*t, backend=backend),
+            [torch.zeros(shape), freq, phase, table],
+            torch.zeros(*shape[:2], 40),
+        )
+    assert encoded.shape == (*shape[:2], 40)
+    assert [g.shape for g in gradients] == [shape, freq.shape, phase.shape, table.shape]
+    assert not any(g.any() for g in gradients)

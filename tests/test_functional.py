@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from cips_fast import functional
+from cips_fast import ModFC, ToRGB, functional
 from cips_fast import reference as ref
+from cips_fast.kernels.device import standing_in
 
 from .conftest import HAVE_TRITON
 
@@ -228,3 +229,64 @@ def test_triton_backend_refuses_tensors_on_a_processor():
 def test_cpu_backend_refuses_other_devices():
     with pytest.raises(ValueError, match="backend: got 'cpu' for tensors on meta"):
         functional.mod_fc(X.to("meta"), W.to("meta"), S.to("meta"), backend="cpu")
+
+
+EMPTY = [(0, 6), (0, 5, 6), (0, 5, 5, 6), (0, 3, 2, 4, 6), (2, 0, 6), (2, 5, 0, 6), (1, 0, 6)]
+
+
+@pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+@pytest.mark.parametrize("activation", ["lrelu", "sin"])
+def test_layers_take_no_images_and_no_pixels(interpreter, backend, shape, activation):
+    batch = shape[0] if shape[0] != 1 else 3
+    for layer in (ModFC(6, 8, 4, activation=activation, backend=backend), ToRGB(6, 4, backend=backend)):
+        if isinstance(layer, ToRGB) and len(shape) != 3:
+            continue
+        x = torch.zeros(shape, requires_grad=True)
+        style = torch.randn(batch, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with standing_in(interpreter):
+            y = layer(x, style)
+            y.sum().backward()
+        assert y.shape == (batch, *shape[1:-1], len(layer.weight))
+        assert x.grad.shape == x.shape
+        for parameter in (*layer.parameters(), style):
+            assert parameter.grad.shape == parameter.shape
+            assert not parameter.grad.any()
+
+
+@pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
+def test_an_image_may_be_shared_by_no_styles(interpreter, backend):
+    layer, x = ModFC(6, 8, 4, backend=backend), torch.randn(1, 5, 6, requires_grad=True)
+    with standing_in(interpreter):
+        y = layer(x, torch.zeros(0, 4))
+        y.sum().backward()
+    assert y.shape == (0, 5, 8)
+    assert x.grad.shape == x.shape
+    assert not any(t.grad.any() for t in (x, *layer.parameters()))
+
+
+def test_messages_have_the_shapes_that_the_caller_gave():
+    layer, tap, style = ModFC(8, 4, 5), ToRGB(8, 5), torch.zeros(3, 5)
+    for call, words in (
+        (
+            lambda: layer(torch.zeros(3, 8, 7, 7), style),
+            r"x: got shape \[3, 8, 7, 7\], must be \[B, ..., 8\], channels last",
+        ),
+        (lambda: layer(torch.zeros(8), style), r"x: got shape \[8\], must be \[B, ..., 8\]"),
+        (
+            lambda: layer(torch.zeros(3, 2, 7, 8), style[:2]),
+            r"style: got shape \[2, 5\] for x \[3, 2, 7, 8\], must be \[3, 5\]",
+        ),
+        (lambda: layer(torch.zeros(3, 8), style[:, :4]), r"style: got shape \[3, 4\] for x \[3, 8\], must be \[3, 5\]"),
+        (lambda: layer(torch.zeros(1, 8), style[0]), r"style: got shape \[5\] for x \[1, 8\], must be \[B, 5\]"),
+        (
+            lambda: tap(torch.zeros(3, 2, 8), style[:1]),
+            r"style: got shape \[1, 5\] for x \[3, 2, 8\], must be \[3, 5\]",
+        ),
+        (
+            lambda: functional.mod_fc(torch.zeros(3, 2, 8), torch.zeros(4, 8), torch.zeros(2, 8)),
+            r"style: got shape \[2, 8\] for x \[3, 2, 8\], must be \[3, 8\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()

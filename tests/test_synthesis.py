@@ -1,5 +1,8 @@
 """A whole network as one operation: value and gradients on every backend, in chunks and whole, and what it launches."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -349,6 +352,66 @@ def test_no_points(place, backend):
         assert not any(g.any() for g in others)
 
 
+@pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("pixel_chunk", [None, 3])
+def test_no_images(interpreter, backend, residual, pixel_chunk):
+    network, points, upstream = problem(torch.float32, residual=residual)
+    styles = [[style[:0] for style in each] for each in (network.styles, network.tap_styles)]
+    network = replace(network, styles=styles[0], tap_styles=styles[1])
+    with standing_in(interpreter):
+        for shared in (points, [p[:0] for p in points]):
+            rgb, *others = gradients(
+                lambda *a: synthesis(*a, pixel_chunk=pixel_chunk, backend=backend),
+                network, shared, upstream[:0], torch.float32,
+            )  # fmt: skip
+            assert rgb.shape == (0, PIXELS, 3)
+            assert [g.shape for g in others] == [t.shape for t in (*shared, *network.tensors())]
+            assert not any(g.any() for g in others)
+            with torch.no_grad():
+                assert synthesis(network, *shared, pixel_chunk=pixel_chunk, backend=backend).shape == (0, PIXELS, 3)
+
+
+WAYS = [(backend, "auto") for backend in ("cpu", "reference")] + [("triton", way) for way in ("stack", "layered")]
+
+
+@pytest.mark.parametrize(("backend", "inference"), WAYS)
+@pytest.mark.parametrize("widths", [(24, 24, 24), (16, 16, 16)], ids=["stack", "narrow"])
+def test_a_stray_coordinate_colours_its_own_pixel_alone(interpreter, large_tiles, backend, inference, widths):
+    network, (coords, _), _ = problem(torch.float32, widths=widths)
+    stray = coords.clone()
+    stray[0, 4, 1], stray[0, 7, 0], stray[0, 11, 1], stray[0, 15, 0] = math.nan, math.inf, -math.inf, 1e38
+    own = torch.tensor([4, 7, 11, 15])
+    others = torch.ones(PIXELS, dtype=torch.bool).index_fill_(0, own, False)
+    wanted = ref.synthesis_ref(network.with_tensors([t.double() for t in network.tensors()]), coords.double())
+    with standing_in(interpreter), torch.no_grad():
+        rgb = synthesis(network, stray, backend=backend, inference=inference)
+    assert rgb[:, own[:3]].isnan().all()
+    torch.testing.assert_close(rgb[:, others].double(), wanted[:, others], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("pixel_chunk", [None, 10])
+def test_a_stray_coordinate_leaves_other_pixels_gradients_alone(interpreter, large_tiles, backend, pixel_chunk):
+    network, (coords, _), upstream = problem(torch.float32, widths=(16, 16, 16))
+    stray = coords.clone()
+    stray[0, 4, 1] = math.nan
+    others = torch.arange(PIXELS) != 4
+    upstream = upstream * others[:, None]
+
+    def of_coords(coords, dtype, **options):
+        coords = coords.to(dtype).requires_grad_()
+        made = network.with_tensors([t.to(dtype).requires_grad_() for t in network.tensors()])
+        rgb = synthesis(made, coords, **options)
+        return torch.autograd.grad(rgb, [coords, *made.tensors()], upstream.to(dtype))
+
+    with standing_in(interpreter):
+        got, *rest = of_coords(stray, torch.float32, backend=backend, pixel_chunk=pixel_chunk)
+    (wanted, *_) = of_coords(coords, torch.float64, backend="reference")
+    torch.testing.assert_close(got[:, others].double(), wanted[:, others], rtol=1e-3, atol=1e-3)
+    assert [g.shape for g in rest] == [t.shape for t in network.tensors()]
+
+
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
 def test_tensors_of_any_strides(place):
     network, points, upstream = problem(place.dtype)
@@ -401,8 +464,11 @@ def test_the_way_is_the_table_s_unless_asked_for(monkeypatch):
 
 def test_bad_arguments_are_named():
     network, points, _ = problem(torch.float32)
-    with pytest.raises(ValueError, match="pixel_chunk: got 0, must be at least 1, or None"):
-        synthesis(network, *points, pixel_chunk=0)
+    for chunk, named in ((0, "0"), ("a", "'a'"), (2.0, r"2\.0"), (True, "True"), (1 << 70, "1180591620717411303424")):
+        with pytest.raises(
+            ValueError, match=f"pixel_chunk: got {named}, must be a whole number of at least 1, or None"
+        ):
+            synthesis(network, *points, pixel_chunk=chunk)
     with pytest.raises(ValueError, match=r"coords: got shape \[3, 21, 2\], must be \[2\|1, P, 2\]"):
         synthesis(network, points[0].expand(3, -1, -1))
     with pytest.raises(ValueError, match=r"at: got shape \[1, 20, 2\], must be \[1, 21, 2\]"):
