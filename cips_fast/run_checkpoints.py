@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-NAME = re.compile(r"step-(\d+)\.safetensors")
+NAME = re.compile(r"step-([0-9]+)\.safetensors")
 LATEST = "latest"
 Content = TypeVar("Content")
 PassedOver = list[tuple[Path, str]]
@@ -67,7 +67,7 @@ def open_newest(folder: str | Path, read: Callable[[Path], Content]) -> tuple[Pa
         try:
             return path, read(path), passed_over
         except PermissionError as error:
-            raise PermissionError(error.errno, f"{str(path)!r} cannot be read ({error.strerror or error})") from None
+            raise PermissionError(f"{str(path)!r} {reason(path, error)}") from None
         except (ValueError, OSError) as error:
             passed_over.append((path, reason(path, error)))
     reasons = "; ".join(f"{path.name} {why}" for path, why in passed_over)
@@ -89,7 +89,7 @@ def _candidates(folder: str | Path) -> tuple[list[Path], PassedOver]:
     except FileNotFoundError:
         return paths, [(latest, "is missing")] if paths else []
     except PermissionError as error:
-        raise PermissionError(error.errno, f"{str(latest)!r} cannot be read ({error.strerror})") from None
+        raise PermissionError(f"{str(latest)!r} {reason(latest, error)}") from None
     except OSError as error:
         return paths, [(latest, reason(latest, error))]
     except ValueError:
@@ -97,13 +97,21 @@ def _candidates(folder: str | Path) -> tuple[list[Path], PassedOver]:
     if named not in paths:
         return paths, [(latest, f"names {named.name!r}, which is missing")]
     newer = paths[: paths.index(named)]
-    if any(path.stat().st_mtime_ns > written for path in newer):
+    if any(_written(path) > written for path in newer):
         return paths, []
     return [named, *newer, *paths[len(newer) + 1 :]], []
 
 
+def _written(path: Path) -> int:
+    """When a file was last written; 0 if it was removed in the meantime."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def _text(content: bytes) -> str:
-    """The checkpoint's name in `latest`, in UTF-8 or in the UTF-16 that PowerShell writes; ValueError if it has none."""
+    """The checkpoint's name in `latest`, in UTF-8 or in the UTF-16 of PowerShell; ValueError if there is none."""
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     name = content.decode("utf-16" if utf16 else "utf-8-sig").strip()
     if not NAME.fullmatch(name):
