@@ -234,11 +234,12 @@ def test_a_file_that_may_not_be_read(generator, tmp_path):
     path = tmp_path / "g.safetensors"
     checkpoint.save(generator, path)
     path.chmod(0o600)
-    for folder in tmp_path.parents:
+    for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and folder.stat().st_mode & 0o7777 == 0o700:
             folder.chmod(0o711)
     os.seteuid(65534)
     try:
+        assert path.is_file()
         with pytest.raises(PermissionError, match=r"g.safetensors' cannot be read \(Permission denied\)$"):
             checkpoint.load(path)
     finally:

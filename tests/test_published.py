@@ -133,15 +133,22 @@ def test_every_cut_or_flipped_file_is_refused_or_the_same(tmp_path, kind):
         damaged = bytearray(whole)
         damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
-        try:
-            read = load_published(path)
-        except ValueError as error:
-            assert len(str(error).splitlines()) == 1
+        read = read_or_message(path)
+        if isinstance(read, str):
+            assert len(read.splitlines()) == 1
         else:
             back = to_published(read)
             assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
             same += 1
     assert same < 75
+
+
+def read_or_message(path):
+    """The generator, or the documented error's message."""
+    try:
+        return load_published(path)
+    except ValueError as error:
+        return str(error)
 
 
 class Command:
