@@ -189,8 +189,11 @@ def _read_latent(path: Path, generator: CIPSGenerator) -> Tensor:
     layers, features = generator.num_layers, generator.style_features
     try:
         w = read_tensors(path)[0].get("w")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CommandError(f"--latents: {str(error).removeprefix('checkpoint: ')}") from None
+    except ValueError as error:
+        reason = str(error).removeprefix(f"checkpoint: {str(path)!r} ")
+        raise CommandError(f"--latents: got {str(path)!r}, which is not what `project` writes: it {reason}") from None
     if w is None:
         raise CommandError(f"--latents: got {str(path)!r}, which is not what `project` writes: it has no tensor 'w'")
     if tuple(w.shape) not in ((1, features), (1, layers, features)):
