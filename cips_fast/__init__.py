@@ -7,10 +7,14 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
 
-from . import functional, grids, render
+from . import checkpoint, functional, grids, render
 from .generator import CIPSGenerator
+from .loading import load
 from .modules import FourierEncoding, Mapping, ModFC, ToRGB
 from .published import load_published
+from .sampling import latents, save_image
+
+__version__ = "0.1.0"
 
 __all__ = [
     "CIPSGenerator",
@@ -18,8 +22,13 @@ __all__ = [
     "Mapping",
     "ModFC",
     "ToRGB",
+    "__version__",
+    "checkpoint",
     "functional",
     "grids",
+    "latents",
+    "load",
     "load_published",
     "render",
+    "save_image",
 ]

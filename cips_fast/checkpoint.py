@@ -4,42 +4,79 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from . import functional
 from .atomic import whole_file
+from .checks import check_choice, shown
 from .generator import CIPSGenerator
+from .settings import check_agreement, parse_settings
+from .untrusted import PICKLE, SAFETENSORS, ZIP, first_line, kind_of, not_a_checkpoint, open_file
 
+SETTINGS = "cips_fast"  # the metadata's entry that holds `CIPSGenerator.config` as JSON
 CHECKSUM = "sha256"  # the metadata's entry that holds `checksum` of all else
+LONGEST_HEADER = 1 << 24  # bytes; a header takes about a hundred for a tensor
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def save(generator: CIPSGenerator, path: str | Path) -> None:
-    """Write a generator's parameters and configuration to a safetensors file."""
+    """Write a generator's parameters and configuration to a safetensors file, whole or not at all.
+
+    Args:
+        generator: on any device.
+        path: of the file; the ending .safetensors is usual, and nothing depends on it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    write_tensors(path, tensors, {"cips_fast": json.dumps(generator.config)})
+    write_tensors(path, tensors, {SETTINGS: json.dumps(generator.config)})
 
 
 def load(path: str | Path, *, backend: str = "auto") -> CIPSGenerator:
     """Read a generator that `save` wrote, or the averaged one of a training checkpoint, in eval mode, on the CPU.
 
+    Args:
+        path: a safetensors file of this library. `cips_fast.load` takes run folders and published files as well.
+        backend: see `cips_fast.functional`.
+
     Raises:
         FileNotFoundError: no file is there.
-        ValueError: the file is damaged, or none of ours.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, was not written by this library or by a later version of it, or has values
+            that are not finite.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint: got {str(path)!r}, which is not a file")
+    return from_tensors(path, *read_tensors(path), backend=backend)
+
+
+def from_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, backend: str = "auto"
+) -> CIPSGenerator:
+    """The generator in what `read_tensors` gave of a file; see `load`.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    check_choice("backend", backend, functional.BACKENDS)
+    if SETTINGS not in metadata:
+        raise ValueError(f"checkpoint: {str(path)!r} was not written by cips_fast")
+    averaged = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
+    tensors = averaged or tensors
     try:
-        tensors, metadata = read_tensors(path)
-        config = json.loads(metadata["cips_fast"])
-        averaged = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
-    except KeyError:
-        raise ValueError(f"checkpoint: {str(path)!r} was not written by cips_fast") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged ({error})") from None
-    return assemble(config | {"backend": backend}, averaged or tensors)
+        settings = parse_settings(metadata[SETTINGS])
+        check_agreement(settings, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        check_dtypes(tensors)
+        generator = assemble(settings | {"backend": backend}, tensors)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {str(path)!r} cannot be used ({error})") from None
+    if reason := not_finite(generator.state_dict()):
+        raise ValueError(f"checkpoint: {str(path)!r} cannot be used ({reason})")
+    return generator
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -59,23 +96,40 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file.
+    """All tensors and the metadata of a safetensors file, whatever its name.
 
     Raises:
+        FileNotFoundError: no file is there.
         OSError: the file cannot be read.
         ValueError: the file is damaged: it is no safetensors file, or its content differs from its checksum. A file
             without a checksum is taken as it is.
     """
     import safetensors
 
+    kind = kind_of(path)
+    if kind in (ZIP, PICKLE):
+        raise ValueError(f"checkpoint: {str(path)!r} is not a safetensors file: torch.save wrote it")
+    if kind != SAFETENSORS:
+        raise not_a_checkpoint(path)
+    _check_header(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged ({error})") from None
+    except (safetensors.SafetensorError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint: {str(path)!r} is damaged ({first_line(error)})") from None
     if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
         raise ValueError(f"checkpoint: {str(path)!r} is damaged (its content differs from its checksum)")
     return tensors, metadata
+
+
+def _check_header(path: str | Path) -> None:
+    """Raise ValueError unless the header lies in the file and is of a length that is quickly read."""
+    with open_file(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        rest = os.fstat(file.fileno()).st_size - 8
+    if length > min(rest, LONGEST_HEADER):
+        most = f"at most {LONGEST_HEADER}" if length > LONGEST_HEADER else f"in {rest}"
+        raise ValueError(f"checkpoint: {str(path)!r} is damaged (its header is of {length} bytes, must be {most})")
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -95,17 +149,40 @@ def _as_os_error(error: Exception) -> OSError:
 
 
 def check_names_and_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], most: int = 8) -> None:
-    """Raise ValueError, listing what differs, unless the state dict has just the wanted names and shapes."""
+    """Raise ValueError, which lists on one line what differs, unless the names and shapes are those wanted."""
     wrong = [f"{name}: missing, must be {list(shape)}" for name, shape in wanted.items() if name not in state]
     wrong += [
-        f"{name}: got {list(state[name].shape)}, must be {list(shape)}"
+        f"{name}: got {shown(list(state[name].shape))}, must be {list(shape)}"
         for name, shape in wanted.items()
         if name in state and tuple(state[name].shape) != tuple(shape)
     ]
-    wrong += [f"{name}: unexpected, {list(state[name].shape)}" for name in state if name not in wanted]
+    wrong += [
+        f"{first_line(name, 60)}: unexpected, {shown(list(tensor.shape))}"
+        for name, tensor in state.items()
+        if name not in wanted
+    ]
     if wrong:
-        more = f"\n  and {len(wrong) - most} more" if len(wrong) > most else ""
-        raise ValueError("state_dict does not fit:\n  " + "\n  ".join(wrong[:most]) + more)
+        more = f"; and {len(wrong) - most} more" if len(wrong) > most else ""
+        raise ValueError("state_dict does not fit: " + "; ".join(wrong[:most]) + more)
+
+
+def check_dtypes(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming a tensor, unless all are of one of `DTYPES`, and of the same."""
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    usual = max(Counter(dtypes.values()).items(), key=lambda item: item[1], default=(None, 0))[0]
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"{first_line(name, 60)}: got {dtype}, must be one of {', '.join(map(str, DTYPES))}")
+        if dtype != usual:
+            raise ValueError(f"{first_line(name, 60)}: got {dtype}, must be {usual} as the other tensors")
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds NaN or infinity, in words such as `phase: 2 of 8 values are not finite`, or None."""
+    for name, tensor in state.items():
+        if bad := tensor.numel() - int(torch.isfinite(tensor).sum()):
+            return f"{first_line(name, 60)}: {bad} of {tensor.numel()} values are not finite"
+    return None
 
 
 def assemble(config: dict, tensors: Mapping[str, Tensor]) -> CIPSGenerator:

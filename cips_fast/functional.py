@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 from . import cpu, cpu_ops, ops
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
+from .checks import check_choice
 from .kernels.device import can_run_on
-from .settings import check_choice
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)

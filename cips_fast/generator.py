@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import changed, functional, grids
 from .autocast import without_autocast
 from .changed import change_of, plain_affines
+from .checks import check_choice, check_flag, checked_count, checked_counts, checked_number, is_count, shown
 from .kernels.network import Network
 from .modules import (
     GEOMETRIES,
@@ -25,7 +26,6 @@ from .modules import (
     ToRGB,
     affine_styles,
 )
-from .settings import check_choice, check_flag, checked_count, checked_counts, checked_number, is_count, shown
 from .synthesis import checked_chunk, in_chunks, synthesis
 
 VARIANTS = ("skip", "res")

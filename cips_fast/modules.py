@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import functional, grids
 from . import reference as ref
 from .autocast import autocast_dtype, without_autocast
-from .settings import check_choice, check_finite, check_flag, checked_count, checked_number
+from .checks import check_choice, check_finite, check_flag, checked_count, checked_number
 
 GEOMETRIES = ("plane", "cylinder")
 

@@ -1,16 +1,24 @@
 """Checkpoints of the published code (classes CIPSskip and CIPSres): theirs to ours and back."""
 
-import pickle
+import io
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .checkpoint import assemble, check_names_and_shapes
+from . import functional
+from .atomic import write_whole
+from .checkpoint import SETTINGS, assemble, check_names_and_shapes, not_finite, read_tensors
+from .checks import check_choice, shown
 from .generator import CIPSGenerator
+from .torch_files import read_torch_file
+from .untrusted import SAFETENSORS, first_line, kind_of
 
 MEAN_LATENT_SAMPLES = 4096
+NAMES_SHOWN = 4  # of a state dict that is no published one
+DEEPEST = 8  # dicts in dicts around a state dict
 
 
 def load_published(
@@ -29,8 +37,9 @@ def load_published(
     is used as it stands; elsewhere it is sampled with align_corners=False: so does the published code.
 
     Args:
-        source: a checkpoint file, read with weights_only=True, or a state dict, or a dict that holds one as `g_ema` or
-            `g`.
+        source: a checkpoint file, read with weights_only=True, or a state dict, or a dict that holds one as `g_ema`,
+            `g`, `generator`, `G` or `state_dict`. What DataParallel, torch.compile and Lightning write before the names
+            (`module.`, `_orig_mod.`, `generator.`) is taken off.
         variant: `skip` or `res`; checked where given.
         size: native resolution; checked where given.
         activation: needed for `sin` and `sinrelu`, which no shape tells apart; checked where given.
@@ -40,15 +49,22 @@ def load_published(
 
     Raises:
         FileNotFoundError: no file is there.
-        ValueError: the names or shapes do not fit; the message lists those that do not.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged or no published checkpoint, or the names or shapes do not fit, which the message
+            lists, or a value is not finite.
     """
-    state = published_state(source, ("g_ema", "g"))
+    check_choice("backend", backend, functional.BACKENDS)
+    state = published_state(source, ("g_ema", "g", "generator", "G"))
     config = _published_config(state, variant, size, activation)
     config |= {"integer_coords": integer_coords, "align_corners": False, "backend": backend}
     with torch.device("meta"):
         layout = CIPSGenerator(**config)
     table = list(_published_names(layout))
     check_names_and_shapes(state, {published: shape for published, _, shape in table})
+    if reason := not_finite(state):
+        raise ValueError(f"state_dict: {reason}")
+    if mean_latent is not None and mean_latent.numel() != layout.style_features:
+        raise ValueError(f"mean_latent: got shape {list(mean_latent.shape)}, must be [{layout.style_features}]")
 
     shapes = {name: tensor.shape for name, tensor in layout.state_dict().items()}
     tensors = {own: state[published].reshape(shapes[own]) for published, own, _ in table if own}
@@ -87,12 +103,15 @@ def to_published(generator: CIPSGenerator) -> dict[str, Tensor]:
 
 
 def save_published(generator: CIPSGenerator, path: str | Path) -> None:
-    """Write `to_published` to a file, as the entry `g_ema` that the published code samples from.
+    """Write `to_published` to a file, whole or not at all, as the entry `g_ema` that the published code samples from.
 
     Raises:
         ValueError: as `to_published`.
+        OSError: the file cannot be written.
     """
-    torch.save({"g_ema": to_published(generator)}, path)
+    content = io.BytesIO()  # PyTorch's own writer may end the whole process where the disk is full
+    torch.save({"g_ema": to_published(generator)}, content)
+    write_whole(path, content.getbuffer())
 
 
 def _check_can_be_published(generator: CIPSGenerator) -> None:
@@ -105,27 +124,91 @@ def _check_can_be_published(generator: CIPSGenerator) -> None:
     }
     for name, (value, wanted) in settings.items():
         if value != wanted:
-            raise ValueError(f"{name}: got {value!r}, a published checkpoint can only be of {wanted!r}")
+            hint = ": the generators that this library trains are not, those of published checkpoints are"
+            raise ValueError(
+                f"{name}: got {value!r}, a published checkpoint can only be of {wanted!r}"
+                + (hint if name == "align_corners" else "")
+            )
 
 
-def published_state(source: str | Path | Mapping[str, Tensor], entries: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """The float32 state dict in a published checkpoint: a file or a dict, whole or the first of `entries`."""
-    if isinstance(source, str | Path):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"checkpoint: got {str(source)!r}, which is not a file")
-        try:
-            source = torch.load(source, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"checkpoint: {str(source)!r} cannot be read as tensors alone ({error})") from error
-    state = next((source[entry] for entry in entries if entry in source), source)
-    if not isinstance(state, Mapping):
-        raise ValueError(f"state_dict: got {type(state).__name__}, must be a dict of tensors")
+def published_state(source: str | Path | Mapping[str, Tensor], entries: tuple[str, ...]) -> dict[str, Tensor]:
+    """The state dict in a published checkpoint: float32 copies on the CPU, without the names' prefixes.
+
+    Args:
+        source: a file, a state dict, or dicts in dicts that hold one.
+        entries: what it may be called there, the best first: a dict's entry, or what stands before names.
+
+    Raises:
+        FileNotFoundError: no file is there.
+        OSError: the file cannot be read.
+        ValueError: there is no dict of floating tensors.
+    """
+    in_file = isinstance(source, str | os.PathLike)
+    state = _below(_plain(_inner(_read(source) if in_file else source, entries)), entries)
+    for name, tensor in state.items():
+        _check_copyable(name, tensor, in_file)
     # Copies: what is done to the loaded network must not reach the caller's dict.
-    return {
-        name.removeprefix("module."): tensor.detach().to("cpu", torch.float32, copy=True)
-        for name, tensor in state.items()
-        if isinstance(tensor, Tensor)
-    }
+    return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in state.items()}
+
+
+def _read(path: str | Path) -> Mapping[str, object]:
+    """The dict in a file."""
+    if kind_of(path) == SAFETENSORS:
+        tensors, metadata = read_tensors(path)
+        if SETTINGS in metadata:
+            raise ValueError(f"checkpoint: {str(path)!r} is one of cips_fast's own, which cips_fast.load reads")
+        return tensors
+    content = read_torch_file(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"checkpoint: {str(path)!r} holds a {type(content).__name__}, must hold a dict of tensors")
+    return content
+
+
+def _inner(source: object, entries: tuple[str, ...]) -> Mapping[str, object]:
+    """The state dict in dicts around it."""
+    for _ in range(DEEPEST):
+        if not isinstance(source, Mapping):
+            break
+        found = [entry for entry in (*entries, "state_dict") if entry in source]
+        if not found:
+            return source
+        source = source[found[0]]
+    raise ValueError(f"state_dict: got {type(source).__name__}, must be a dict of tensors")
+
+
+def _plain(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors, their names without what DataParallel and torch.compile add to them."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            continue
+        parts = [part for part in name.split(".") if part != "_orig_mod"]
+        while parts[:1] == ["module"]:
+            parts = parts[1:]
+        short = ".".join(parts)
+        if short in plain:
+            raise ValueError(f"state_dict: {shown(name)} and another name are both {shown(short)}")
+        plain[short] = tensor
+    return plain
+
+
+def _below(state: dict[str, Tensor], entries: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the first entry that any begin with, without it; all if none does."""
+    for entry in entries:
+        prefix = f"{entry}."
+        if below := {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}:
+            return _plain(below)
+    return state
+
+
+def _check_copyable(name: str, tensor: Tensor, in_file: bool) -> None:
+    """Raise ValueError unless it is a plain floating tensor, and as large as the bytes that a file has for it."""
+    plain = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+    if not plain or not tensor.is_floating_point():
+        kind = tensor.dtype if plain else f"a tensor of layout {tensor.layout} on {tensor.device}"
+        raise ValueError(f"state_dict: {first_line(name, 60)}: got {kind}, must be a floating tensor with its values")
+    if in_file and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"state_dict: {first_line(name, 60)}: got fewer values than its shape has")
 
 
 def _sampled_mean_latent(generator: CIPSGenerator) -> Tensor:
@@ -143,10 +226,14 @@ def _published_config(
     step = {"skip": 2, "res": 1}[found["variant"]]
     widths = []
     while (name := last.format(step * (len(widths) + 1) - (found["variant"] == "skip"))) in state:
-        widths.append(state[name].shape[1])
+        widths.append(_shape(state, name, 5)[1])
     required = ("emb.input", "style.1.weight", "lff.ffm.conv.weight")
     if missing := [name for name in required if name not in state] or ([last.format(1)] if not widths else []):
-        raise ValueError(f"state_dict: not a published CIPS generator, it lacks {', '.join(missing)}")
+        names = ", ".join(first_line(name, 60) for name in list(state)[:NAMES_SHOWN]) or "no tensors"
+        raise ValueError(
+            f"state_dict: not a published CIPS generator, it lacks {', '.join(missing)}; "
+            f"it has {names}{', …' if len(state) > NAMES_SHOWN else ''}"
+        )
     found["size"] = 2 ** (len(widths) + 1)
     for name, value in (("variant", variant), ("size", size)):
         if value is not None and value != found[name]:
@@ -157,14 +244,22 @@ def _published_config(
         raise ValueError(
             f"activation: got {activation!r}, by the biases' names it is {' or '.join(map(repr, choices))}"
         )
-    return found | {
+    found |= {
         "width": widths,
         "activation": activation,
-        "style_features": state["style.1.weight"].shape[0],
-        "embedding_size": state["emb.input"].shape[-1],
-        "encoding_features": state["emb.input"].shape[1],
+        "style_features": _shape(state, "style.1.weight", 2)[0],
+        "embedding_size": _shape(state, "emb.input", 4)[-1],
+        "encoding_features": _shape(state, "emb.input", 4)[1],
         "mapping_layers": sum(name.startswith("style.") and name.endswith(".weight") for name in state),
     }
+    return found
+
+
+def _shape(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    """A tensor's shape; ValueError unless it has so many dimensions."""
+    if state[name].dim() != dims:
+        raise ValueError(f"state_dict: {name}: got {shown(list(state[name].shape))}, must have {dims} dimensions")
+    return tuple(state[name].shape)
 
 
 def _published_names(layout: CIPSGenerator) -> Iterator[tuple[str, str | None, tuple[int, ...]]]:

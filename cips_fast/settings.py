@@ -1,66 +1,80 @@
-"""Checks of settings: type and range, with messages that stay short whatever the value is."""
+"""A generator's settings as a file holds them: checked before anything is built from them.
 
-import math
-import reprlib
-from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import Any
+A file may say anything. Here its settings are read, and compared with the tensors beside them; `CIPSGenerator` checks
+the type and range of each.
+"""
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
-_short.maxlist = _short.maxtuple = 10
-LONGEST_NUMBER = 256  # bits of a whole number that a message shows; Python refuses to print very long ones
+import json
+from collections.abc import Mapping
 
+from .checks import shown
+from .generator import LARGEST_SIZE
 
-def shown(value: Any) -> str:
-    """A value as an error message shows it: its repr, cut where that is long."""
-    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
-        return f"a number of {value.bit_length()} bits"
-    return _short.repr(value)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the choices."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: got {shown(value)}, may be {', '.join(map(repr, choices))}")
+LONGEST = 1 << 16  # characters of the JSON text
+# The keys of `CIPSGenerator.config`.
+NAMES = (
+    *("size", "width", "style_features", "embedding_size", "encoding_features", "mapping_layers"),
+    *("variant", "activation", "geometry"),
+    *("max_frequency", "embedding_std"),
+    *("integer_coords", "align_corners", "noise"),
+)
 
 
-def checked_count(name: str, value: int, largest: int) -> int:
-    """The value as an int. Raise ValueError unless it is a whole number from 1 to `largest`."""
-    if not is_count(value, largest):
-        raise ValueError(f"{name}: got {shown(value)}, must be a whole number from 1 to {largest}")
-    return int(value)
+def parse_settings(text: str) -> dict:
+    """The settings in the JSON text that `checkpoint.save` writes: all of `NAMES` and no others, of any value.
+
+    Raises:
+        ValueError: the text is no such JSON; the message names the setting, what it is and what it must be.
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"settings: got {len(text)} characters, must be at most {LONGEST}")
+    try:
+        settings = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"settings: must be JSON ({reason})") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"settings: got {shown(settings)}, must be a JSON object")
+    if unknown := [name for name in settings if name not in NAMES]:
+        raise ValueError(f"unknown settings {_listed(unknown)}: was it written by a later version?")
+    if missing := [name for name in NAMES if name not in settings]:
+        raise ValueError(f"settings {_listed(missing)} are missing")
+    return settings
 
 
-def is_count(value: Any, largest: int) -> bool:
-    """Whether the value is a whole number from 1 to `largest`; a bool is none."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= largest
+def check_agreement(settings: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError, naming the setting, where one differs from what the shapes of a state dict show.
+
+    What a missing tensor would have shown is not compared.
+    """
+    layers, mappings = _count(shapes, "layers.{}.weight"), _count(shapes, "mapping.layers.{}.weight")
+    rows = {
+        "style_features": "mean_latent",
+        "embedding_size": "encoding.embedding",
+        "encoding_features": "encoding.freq",
+    }
+    found = {name: shapes[tensor][0] for name, tensor in rows.items() if shapes.get(tensor)}
+    found |= {"mapping_layers": mappings} if mappings else {}
+    if layers:
+        found["size"] = 2 << min(layers // 2, LARGEST_SIZE.bit_length())
+        found["width"] = [next(iter(shapes[f"layers.{place}.weight"]), 0) for place in range(1, layers, 2)]
+    for name in NAMES:
+        if name in found and found[name] != settings[name]:
+            raise ValueError(f"{name}: got {shown(settings[name])}, but the tensors are of {shown(found[name])}")
 
 
-def checked_counts(name: str, value: Sequence[int], length: int, largest: int) -> list[int]:
-    """The values as a list of int. Raise ValueError unless they are `length` whole numbers from 1 to `largest`."""
-    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == length
-    if not listed or not all(is_count(each, largest) for each in value):
-        raise ValueError(f"{name}: got {shown(value)}, must be {length} whole numbers from 1 to {largest}")
-    return [int(each) for each in value]
+def _count(names: Mapping[str, object], pattern: str) -> int:
+    """How many numbers from 0 on make the pattern a name that is there."""
+    number = 0
+    while pattern.format(number) in names:
+        number += 1
+    return number
 
 
-def checked_number(name: str, value: float, largest: float) -> float:
-    """The value. Raise ValueError unless it is a number from 0 to `largest`; NaN is not."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 0 <= value <= largest:
-        raise ValueError(f"{name}: got {shown(value)}, must be a number from 0 to {largest:g}")
-    return value if isinstance(value, int) else float(value)
+def _listed(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in names[:most]) + more
 
 
-def check_finite(name: str, value: float) -> None:
-    """Raise ValueError unless the value is a finite number."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise ValueError(f"{name}: got {shown(value)}, must be a finite number")
-
-
-def check_flag(name: str, value: bool) -> None:
-    """Raise ValueError unless the value is True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: got {shown(value)}, must be True or False")
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")

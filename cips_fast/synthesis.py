@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from . import functional, network_ops
 from .autocast import autocast_dtype
+from .checks import check_choice, is_count, shown
 from .kernels.network import Network
 from .mixing import mixed_fc
-from .settings import check_choice, is_count, shown
 from .workers import slices
 
 LARGEST_CHUNK = 1 << 40  # pixels, more than any image has

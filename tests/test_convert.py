@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from cips_fast import CIPSGenerator, checkpoint, export, load_published
 from cips_fast.__main__ import main
 
 from .published_formulas import draw_state
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def test_a_published_checkpoint_becomes_ours_and_goes_back(capsys, tmp_path, out
     source, ours, back = tmp_path / "theirs.pt", out / "new" / "ours.safetensors", out / "back.pt"
     status, record, _ = convert(capsys, source, *options, "--out", ours, "--check")
     assert (status, record["largest_difference"]) == (0, 0)
-    assert record == {"file": str(ours), "bytes": ours.stat().st_size, "largest_difference": 0}
+    assert record == {"file": str(ours), "bytes": ours.stat().st_size, "check": "ok", "largest_difference": 0}
     read = checkpoint.load(ours)
     assert (read.activation, read.integer_coords) == (activation, bool(options))
     assert convert(capsys, ours, "--out", back, "--check")[1]["largest_difference"] == 0
@@ -97,7 +103,7 @@ def test_nothing_is_written_where_the_check_fails(capsys, ours, out, monkeypatch
     (out / "g.pt").write_bytes(b"before")
     monkeypatch.setattr(export, "largest_difference", lambda *given, **inputs: difference)
     status, record, _ = convert(capsys, ours, "--out", out / "g.pt", "--check")
-    assert (status, record["written"]) == (1, False)
+    assert (status, record["check"], record["written"]) == (1, "differs", False)
     assert [path.read_bytes() for path in out.iterdir()] == [b"before"]
 
 
@@ -114,6 +120,34 @@ def test_a_failure_on_the_way_leaves_what_was_there(capsys, ours, out, monkeypat
     assert [path.read_bytes() for path in out.iterdir()] == [b"before"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the size of files cannot be limited there")
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "pt2", "onnx"])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, ours, out, kind):
+    """In a process of its own, since PyTorch's own writer ends that where it fails."""
+    if kind == "onnx":
+        for package in ("onnx", "onnxscript"):
+            pytest.importorskip(package, reason=f"no {package}")
+    target = out / f"g.{kind}"
+    target.write_bytes(b"before")
+    code = (
+        "import resource, sys; from cips_fast.__main__ import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "convert", str(ours), "--out", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: --out: got {str(target)!r}, which cannot be written (File too large)\n"
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [(target.name, b"before")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "pt2"])
+def test_a_file_has_the_mode_that_the_umask_says(capsys, ours, out, kind):
+    assert convert(capsys, ours, "--out", out / f"g.{kind}")[0] == 0
+    (out / "other").touch()
+    assert (out / f"g.{kind}").stat().st_mode == (out / "other").stat().st_mode
+
+
 def test_what_cannot_be_converted(capsys, tmp_path, ours, out):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     (tmp_path / "cut.safetensors").write_bytes(ours.read_bytes()[:500])
@@ -126,11 +160,15 @@ def test_what_cannot_be_converted(capsys, tmp_path, ours, out):
         ([tmp_path / "none.pt", "--out", out / "g.pt"], "source: .*none.pt', which is not a file"),
         ([tmp_path / "other.pt", "--out", out / "g.pt"], "source: .*not a published CIPS generator"),
         ([tmp_path / "cut.safetensors", "--out", out / "g.pt"], "source: .*is damaged"),
-        ([tmp_path / "aligned.safetensors", "--out", out / "g.pt"], "--out: align_corners: got True"),
+        (
+            [tmp_path / "aligned.safetensors", "--out", out / "g.pt"],
+            "--out: align_corners: got True, .* can only be of False: the generators that this library trains are not",
+        ),
         ([ours, "--out", out / "folder.pt"], "--out: got .*folder.pt', which cannot be written"),
         ([ours, "--out", tmp_path / "file" / "g.pt"], "--out: got .*g.pt', which cannot be written"),
         ([ours, "--out", out / "g.pt", "--per-layer"], "--per-layer: only for .pt2 and .onnx, the output is 'g.pt'"),
         ([ours, "--out", out / "g.pt2", "--opset", "18"], "--opset: only for .onnx"),
+        ([ours, "--out", out / "g.onnx", "--opset", "5"], "--opset: got 5, must be 18 to|--out: ONNX needs"),
     ]
     for arguments, words in cases:
         status, record, error = convert(capsys, *arguments)

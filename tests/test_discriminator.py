@@ -270,8 +270,20 @@ def without(state, key):
         (lambda s: s | {"convs.0.0.weight": torch.zeros(4)}, r"convs\.0\.0\.weight: \[4\], must be \[O, I, k, k\]"),
         (lambda s: {"linears.0.bias": torch.zeros(1)}, r"convs\.0\.0\.weight: missing"),
         (lambda s: {"d": 3}, "state_dict: got int, must be a dict of tensors"),
+        (
+            lambda s: s | {"convs.0.0.weight": torch.zeros(60_000, 3, 1, 1)},
+            r"convs\.1\.conv1\.0\.weight: got \[4, 4, 3, 3\]",
+        ),
+        (lambda s: s | {"convs.0.0.weight": torch.zeros(70_000, 3, 1, 1)}, "got 70000 channels, must be at most 65536"),
+        (
+            lambda s: s | {"convs.0.1.bias": torch.full((4,), torch.nan)},
+            r"convs\.0\.1\.bias: 4 of 4 values are not finite",
+        ),
     ],
-    ids=["missing", "unexpected", "many", "mismatching", "value", "kernel", "rank", "other-network", "d"],
+    ids=[
+        *("missing", "unexpected", "many", "mismatching", "value", "kernel", "rank", "other-network", "d", "wide"),
+        *("wider", "not-finite"),
+    ],
 )
 def test_refuses_state(change, message):
     with pytest.raises(ValueError, match=message):

@@ -1,9 +1,16 @@
 """Published checkpoints: recorded outputs, the formulas stated again, the way back, and dicts that do not fit."""
 
+import argparse
+import os
+import pickle
+import random
+import zipfile
+
 import pytest
+import safetensors.torch
 import torch
 
-from cips_fast import CIPSGenerator, grids, load_published
+from cips_fast import CIPSGenerator, checkpoint, grids, load_published
 from cips_fast.kernels.device import standing_in
 from cips_fast.published import save_published, to_published
 
@@ -95,11 +102,191 @@ def test_checkpoint_files(tmp_path):
     assert torch.equal(load_published(str(tmp_path / "parallel.pt"))(z), wanted)
     with pytest.raises(FileNotFoundError, match="checkpoint: got"):
         load_published(tmp_path / "absent.pt")
-    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:1000])
-    torch.save({"g_ema": state, "args": object}, tmp_path / "objects.pt")
-    for name in ("cut.pt", "objects.pt"):
-        with pytest.raises(ValueError, match="cannot be read as tensors alone"):
-            load_published(tmp_path / name)
+
+
+def tiny_state():
+    return draw_state("skip", 8, "lrelu", 3, hidden=16, style=12, scale_widths=1 / 64, mapping=2)
+
+
+def refusal(source):
+    """The message with which a source is refused, which is one short line."""
+    with pytest.raises(ValueError, match=r"^(checkpoint|state_dict|activation)") as raised:
+        load_published(source)
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 700
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle"])
+def test_every_cut_or_flipped_file_is_refused_or_the_same(tmp_path, kind):
+    """A zip holds checksums. The older kind does not, so only cut-off ones are tried."""
+    path, state = tmp_path / "cut.pt", tiny_state()
+    torch.save({"g_ema": state}, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, rng = path.read_bytes(), random.Random(0)
+    for length in sorted({*range(40), *range(0, len(whole), len(whole) // 100), len(whole) - 1}):
+        path.write_bytes(whole[:length])
+        assert refusal(path), length
+    if kind == "pickle":
+        return
+    same = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        read = read_or_message(path)
+        if isinstance(read, str):
+            assert len(read.splitlines()) == 1
+        else:
+            back = to_published(read)
+            assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+            same += 1
+    assert same < 75
+
+
+def read_or_message(path):
+    """The generator, or the documented error's message."""
+    try:
+        return load_published(path)
+    except ValueError as error:
+        return str(error)
+
+
+class Command:
+    def __reduce__(self):
+        return eval, ("open('executed', 'w')",)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for new in (True, False):
+        torch.save({"g_ema": tiny_state(), "args": Command()}, "evil.pt", _use_new_zipfile_serialization=new)
+        message = refusal("evil.pt")
+        assert "cannot be read as tensors alone (it holds" in message
+        assert "weights_only" not in message
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Command()))
+    assert "weights_only" not in refusal("evil.pt")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(argparse.Namespace(size=3)))
+    assert "cannot be read as tensors alone" in refusal("evil.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["evil.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (torch.zeros(3), "holds a Tensor, must hold a dict of tensors"),
+        ([torch.zeros(3)], "holds a list"),
+        (None, "holds a NoneType"),
+        (3.5, "holds a float"),
+        ("text", "holds a str"),
+        ({}, "it has no tensors"),
+        ({"g_ema": None}, "state_dict: got NoneType"),
+        ({"g_ema": {"g_ema": {"g_ema": torch.zeros(1)}}}, "state_dict: got Tensor"),
+        ({"g_ema": [1]}, "state_dict: got list"),
+        ({1: torch.zeros(1), (2,): torch.zeros(1)}, "it has no tensors"),
+        ({"a": 1, "b": {"c": torch.zeros(1)}}, "it has no tensors"),
+        ({"stranger.weight": torch.zeros(1)}, "it has stranger.weight"),
+        ({"x" * 9999: torch.zeros(1)}, "it has xxxxxxxxxx"),
+        ({"emb.input": torch.zeros(2, dtype=torch.int64)}, "emb.input: got torch.int64, must be a floating tensor"),
+        ({"emb.input": torch.zeros(2, dtype=torch.complex64)}, "emb.input: got torch.complex64"),
+        ({"emb.input": torch.zeros(2, device="meta")}, "emb.input: got a tensor of layout torch.strided on meta"),
+        ({"emb.input": torch.zeros(2, 2).to_sparse()}, "emb.input: got a tensor of layout torch.sparse_coo"),
+        ({"emb.input": torch.zeros(1).expand(10**12)}, "emb.input: got fewer values than its shape has"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "pickle"])
+def test_files_that_hold_something_else(tmp_path, content, words, new):
+    torch.save(content, tmp_path / "other.pt", _use_new_zipfile_serialization=new)
+    assert words in refusal(tmp_path / "other.pt")
+
+
+def test_a_file_that_was_compressed_again_is_refused(tmp_path):
+    """It might be small and hold more than memory does."""
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as old,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert "its parts are compressed" in refusal(tmp_path / "b.pt")
+
+
+def test_a_file_written_without_checksums_is_taken(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"g_ema": tiny_state()}, tmp_path / "g.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_published(tmp_path / "g.pt").size == 8
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"g_ema": {f"module.{name}": t for name, t in state.items()}},
+        lambda state: {f"module.module.{name}": t for name, t in state.items()},
+        lambda state: {f"_orig_mod.{name}": t for name, t in state.items()},
+        lambda state: {f"module._orig_mod.module.{name}": t for name, t in state.items()},
+        lambda state: {name.replace("conv1.", "conv1._orig_mod."): t for name, t in state.items()},
+        lambda state: {"epoch": 3, "state_dict": state},
+        lambda state: {"state_dict": {"g_ema": state}},
+        lambda state: {"state_dict": {f"generator.{name}": t for name, t in state.items()} | {"d.x": torch.zeros(1)}},
+        lambda state: {f"G.module.{name}": t for name, t in state.items()},
+        lambda state: {f"module.g_ema._orig_mod.{name}": t for name, t in state.items()} | {"g.x": torch.zeros(1)},
+        lambda state: {"generator": state, "discriminator": {}},
+        lambda state: state | {"loss": 0.5, "args": {"size": 8}, 3: None},
+        lambda state: {name: t.double() for name, t in state.items()},
+    ],
+)
+def test_what_others_write_around_names(wrap):
+    state = tiny_state()
+    read, wanted = load_published(wrap(state)).state_dict(), load_published(state).state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in wanted.items())
+
+
+def test_half_precision_is_read_as_float32():
+    state = {name: tensor.half() for name, tensor in tiny_state().items()}
+    wanted = load_published({name: tensor.float() for name, tensor in state.items()}).state_dict()
+    read = load_published(state).state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in wanted.items())
+
+
+def test_names_that_become_one_are_refused():
+    state = tiny_state()
+    assert "are both 'emb.input'" in refusal(state | {"module.emb.input": state["emb.input"]})
+
+
+def test_files_of_other_kinds(tmp_path):
+    (tmp_path / "x.txt").write_text("nothing of the kind")
+    assert "x.txt' is not a checkpoint" in refusal(tmp_path / "x.txt")
+    (tmp_path / "x.pt").touch()
+    assert "x.pt' is empty" in refusal(tmp_path / "x.pt")
+    checkpoint.save(CIPSGenerator(8, width=4, style_features=4), tmp_path / "ours.pt")
+    assert "is one of cips_fast's own, which cips_fast.load reads" in refusal(tmp_path / "ours.pt")
+    safetensors.torch.save_file(tiny_state(), tmp_path / "theirs.pt")
+    assert load_published(tmp_path / "theirs.pt").size == 8
+    for source in (None, 3, [tiny_state()]):
+        assert "must be a dict of tensors" in refusal(source)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    state = tiny_state()
+    state["linears.0.conv.weight"].view(-1)[3] = value
+    assert refusal(state) == "state_dict: linears.0.conv.weight: 1 of 64 values are not finite"
+
+
+def test_a_mean_latent_of_another_network_is_refused():
+    with pytest.raises(ValueError, match=r"mean_latent: got shape \[13\], must be \[12\]"):
+        load_published(tiny_state(), mean_latent=torch.zeros(13))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_a_published_file_has_the_mode_that_the_umask_says(tmp_path):
+    save_published(CIPSGenerator(8, width=4, style_features=4, align_corners=False), tmp_path / "g.pt")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "g.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_the_callers_dict_is_left_alone():
@@ -221,6 +408,12 @@ def damaged(**changes):
         (damaged(stranger=torch.zeros(2)), {}, r"stranger: unexpected, \[2\]"),
         (damaged(style__2__bias=torch.zeros(3)), {}, r"style.2.bias: got \[3\], must be \[12\]"),
         (damaged(emb__input=None), {}, "lacks emb.input"),
+        (damaged(emb__input=torch.zeros(8)), {}, r"emb.input: got \[8\], must have 4 dimensions"),
+        (damaged(emb__input=torch.zeros(1, 0, 8, 8)), {}, "encoding_features: got 0, must be a whole number"),
+        (damaged(emb__input=torch.zeros(1, 8, 9, 8)), {}, r"emb.input: got \[1, 8, 9, 8\], must be \[1, 8, 8, 8\]"),
+        (damaged(style__1__weight=torch.zeros(())), {}, r"style.1.weight: got \[\], must have 2 dimensions"),
+        (damaged(linears__1__conv__weight=torch.zeros(2)), {}, r"linears.1.conv.weight: got \[2\], must have 5"),
+        (damaged(linears__1__conv__weight=torch.zeros(1, 0, 8, 1, 1)), {}, r"width: got \[0, 8\], must be 2 numbers"),
         ({"weight": torch.zeros(1)}, {}, "not a published CIPS generator"),
         (damaged(), {"size": 16}, "size: got 16, but the state_dict's names and shapes are of 8"),
         (damaged(), {"variant": "res"}, "variant: got 'res', but"),

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cips_fast.checkpoint import check_names_and_shapes
+from cips_fast.checkpoint import check_names_and_shapes, not_finite
+from cips_fast.modules import MOST_FEATURES
 from cips_fast.published import published_state
 
 from .discriminator import BLUR_TAPS, Discriminator
@@ -18,29 +19,41 @@ def load_published_discriminator(source: str | Path | Mapping[str, Tensor]) -> D
     Size, widths, input channels and the number of extra first layers are read off the weights' shapes.
 
     Args:
-        source: a checkpoint file, read with weights_only=True, or a state dict, or a dict that holds one as `d`.
+        source: a checkpoint file, read with weights_only=True, or a state dict, or a dict that holds one as `d`,
+            `discriminator` or `D`.
 
     Raises:
         FileNotFoundError: no file is there.
-        ValueError: names, shapes or blur kernels do not fit; the message lists those that do not.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, names, shapes or blur kernels do not fit, which the message lists, or a value
+            is not finite.
     """
-    state = published_state(source, ("d",))
+    state = published_state(source, ("d", "discriminator", "D"))
     first_layers = _count(state, "convs.{}.0.weight", first=1)
     blocks = _count(state, "convs.{}.conv1.0.weight", first=first_layers + 1)
     width_names = ["convs.0.0.weight", *(f"convs.{first_layers + k + 1}.conv2.1.weight" for k in range(blocks))]
     shapes = [_kernel_shape(state, name) for name in width_names]  # [O, I, k, k] each; O is the width
-    model = Discriminator(
-        4 << blocks,
-        channels=[shape[0] for shape in shapes],
-        input_channels=shapes[0][1],
-        first_layers=first_layers,
-    )
-    names = _published_names(model)
-    own = model.state_dict()
+    options = {
+        "size": 4 << blocks,
+        "channels": [shape[0] for shape in shapes],
+        "input_channels": shapes[0][1],
+        "first_layers": first_layers,
+    }
+    if max(shapes[0][1], *options["channels"]) > MOST_FEATURES:
+        raise ValueError(
+            f"state_dict: got {max(shapes[0][1], *options['channels'])} channels, must be at most {MOST_FEATURES}"
+        )
+    with torch.device("meta"):  # takes no memory, whatever the shapes claim
+        layout = Discriminator(**options)
+    names = _published_names(layout)
+    own = layout.state_dict()
     blurs = [f"convs.{first_layers + 1 + k}.{part}.0.kernel" for k in range(blocks) for part in ("conv2", "skip")]
     wanted = {published: tuple(own[name].shape) for published, name in names.items()}
     check_names_and_shapes(state, wanted | dict.fromkeys(blurs, (len(BLUR_TAPS),) * 2))
     _check_blurs(state, blurs)
+    if reason := not_finite(state):
+        raise ValueError(f"state_dict: {reason}")
+    model = Discriminator(**options)
     model.load_state_dict({name: state[published] for published, name in names.items()})
     return model.eval()
 

@@ -8,19 +8,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from .. import pictures
-from ..checkpoint import load
+from ..checkpoint import not_finite, read_tensors
 from ..generator import ACTIVATIONS, CIPSGenerator
 from ..grids import WHOLE
-from ..published import load_published
+from ..loading import load
 from ..render import Renderer, with_bicubic_embedding
+from ..sampling import latents
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PUBLISHED_ENDINGS = (".pt", ".pth", ".ckpt")
 
 
 class CommandError(ValueError):
@@ -153,43 +152,21 @@ def open_generator(args: argparse.Namespace) -> CIPSGenerator:
     """The generator that the arguments of `add_source` name, in eval mode, on its device.
 
     Raises:
-        CommandError: there is none, it is damaged, or the device does not exist.
+        CommandError: there is none, it cannot be used, or the device does not exist.
     """
+    told = {"activation": args.activation, "integer_coords": args.integer_coords, "device": args.device}
     try:
-        path = _checkpoint_of(args.source)
-        if path.suffix in PUBLISHED_ENDINGS:
-            generator = load_published(path, activation=args.activation, integer_coords=args.integer_coords)
-        else:
-            generator = load(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise CommandError(f"source: {error}") from None
-    try:
-        return generator.requires_grad_(False).eval().to(args.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CommandError(f"--device: got {args.device!r}, which cannot be used here ({reason})") from None
-
-
-def _checkpoint_of(source: Path) -> Path:
-    """The newest checkpoint of a run folder; a file itself."""
-    if not source.is_dir():
-        return source
-    pointer = source / "checkpoints" / "latest"
-    if not pointer.is_file():
-        raise FileNotFoundError(f"got {str(source)!r}, a folder without checkpoints/latest: not a run's, or too young")
-    return pointer.parent / pointer.read_text().strip()
-
-
-def latents(generator: CIPSGenerator, seeds: Sequence[int]) -> Tensor:
-    """z of the seeds, each drawn for itself: [N, S] on the generator's device, the same on every one."""
-    z = [torch.randn(generator.style_features, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(z).to(generator.mean_latent.device)
+        return load(args.source, **told).requires_grad_(False)
+    except (OSError, ValueError) as error:
+        name, _, reason = str(error).partition(": ")
+        option = f"--{name.replace('_', '-')}: " if name in told else "source: "
+        raise CommandError(option + (reason if name in (*told, "source", "checkpoint") else str(error))) from None
 
 
 @torch.no_grad()
 def style_latents(generator: CIPSGenerator, seeds: Sequence[int], truncation: float = 1.0) -> Tensor:
     """w of the seeds' latents: [N, S], the same on every device up to rounding."""
-    return generator.truncate(generator.mapping(latents(generator, seeds)), truncation)
+    return generator.truncate(generator.mapping(latents(seeds, generator)), truncation)
 
 
 @torch.no_grad()
@@ -211,15 +188,23 @@ def _read_latent(path: Path, generator: CIPSGenerator) -> Tensor:
     """[S] or [num_layers, S]."""
     layers, features = generator.num_layers, generator.style_features
     try:
-        w = safetensors.torch.load_file(path)["w"]
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
-        reason = "it has no tensor 'w'" if isinstance(error, KeyError) else error
-        raise CommandError(f"--latents: got {str(path)!r}, which is not what `project` writes ({reason})") from None
+        w = read_tensors(path)[0].get("w")
+    except OSError as error:
+        raise CommandError(f"--latents: {str(error).removeprefix('checkpoint: ')}") from None
+    except ValueError as error:
+        reason = str(error).removeprefix(f"checkpoint: {str(path)!r} ")
+        raise CommandError(f"--latents: got {str(path)!r}, which is not what `project` writes: it {reason}") from None
+    if w is None:
+        raise CommandError(f"--latents: got {str(path)!r}, which is not what `project` writes: it has no tensor 'w'")
     if tuple(w.shape) not in ((1, features), (1, layers, features)):
         raise CommandError(
             f"--latents: got {list(w.shape)} in {str(path)!r}, must be {[1, features]} or {[1, layers, features]}: "
             "another generator's?"
         )
+    if not w.is_floating_point():
+        raise CommandError(f"--latents: got {w.dtype} in {str(path)!r}, must be a floating tensor")
+    if reason := not_finite({"w": w}):
+        raise CommandError(f"--latents: got {str(path)!r}, where {reason}")
     return w[0]
 
 

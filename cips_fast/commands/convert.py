@@ -1,7 +1,8 @@
 """A generator in another form, by the ending of --out:
 
   .safetensors  this library's checkpoint: parameters and configuration
-  .pt           names and shapes of the published code
+  .pt           names and shapes of the published code; only of networks that came from its checkpoints, since those
+                that this library trains read the embedding otherwise (align_corners=True)
   .pt2          the synthesis network as a torch.export program
   .onnx         the synthesis network as an ONNX file, with its weights beside it in NAME.onnx.data if it is large
 
@@ -9,6 +10,7 @@ The last two take style latents w and a list of points, and give colours, for an
 """
 
 import argparse
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -59,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
             form.write(generator, file, args)
             record = {"file": str(args.out), "bytes": sum(part.stat().st_size for part in Path(folder).iterdir())}
             if args.check:
-                record["largest_difference"] = export.largest_difference(
-                    generator, form.read(file, generator), **_inputs(args)
-                )
+                difference = export.largest_difference(generator, form.read(file, generator), **_inputs(args))
+                close = difference <= form.closeness  # NaN is not close
+                record |= {"check": "ok" if close else "differs", "largest_difference": difference}
         except (ValueError, ImportError) as error:
-            raise CommandError(f"--out: {error}") from None
+            raise _refused(error) from None
         except OSError as error:
             raise _not_written(args.out, error) from None
-        if not record.get("largest_difference", 0) <= form.closeness:  # NaN is not close
+        if record.get("check") == "differs":
             say(record | {"largest_allowed": form.closeness, "written": False})
             return 1
         _hand_over(file, args.out)
@@ -102,11 +104,19 @@ def _hand_over(file: Path, out: Path) -> None:
 
 
 def _not_written(out: Path, error: OSError) -> CommandError:
-    return CommandError(f"--out: got {str(out)!r}, which cannot be written ({error.strerror})")
+    return CommandError(f"--out: got {str(out)!r}, which cannot be written ({error.strerror or error})")
+
+
+def _refused(error: ValueError | ImportError) -> CommandError:
+    """The option that the library's error is about."""
+    option = "--opset: " if str(error).startswith("opset: ") else "--out: "
+    return CommandError(option + str(error).removeprefix("opset: "))
 
 
 def _write_program(generator: CIPSGenerator, file: Path, args: argparse.Namespace) -> None:
-    torch.export.save(export.export_program(generator, **_inputs(args)), file)
+    content = io.BytesIO()  # PyTorch's own writer ends the whole process where the disk is full
+    torch.export.save(export.export_program(generator, **_inputs(args)), content)
+    file.write_bytes(content.getbuffer())
 
 
 def _write_onnx(generator: CIPSGenerator, file: Path, args: argparse.Namespace) -> None:

@@ -151,7 +151,7 @@ def _film(args: argparse.Namespace, generator: CIPSGenerator) -> int:
 def _walked(args: argparse.Namespace, generator: CIPSGenerator, frames: int) -> Tensor:
     """Style latents of all frames, [F, S] or [F, num_layers, S]."""
     if args.kind == "spherical" and len(args.seeds) > 1 and not args.latents:
-        z = walks.walk(common.latents(generator, args.seeds), frames, args.kind, closed=args.loop)
+        z = walks.walk(common.latents(args.seeds, generator), frames, args.kind, closed=args.loop)
         with torch.no_grad():
             return generator.truncate(generator.mapping(z), args.truncation)
     if args.kind == "spherical" and args.latents:

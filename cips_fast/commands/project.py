@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import pictures
+from ..checkpoint import write_tensors
 from ..generator import CIPSGenerator
 from ..images import FORMATS, UNREADABLE, read_rgb, reason_of
 from ..inversion import SPACES, Projection, project
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - began
         found = projection.render(height, width, args.region).cpu()
         _write(args, projection, target, known, found)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise CommandError(f"--out: got {str(args.out)!r}, which cannot be written ({error})") from None
     hidden = {"psnr_hidden": psnr(found, target, ~known)} if not known.all() else {}
     say({"folder": str(args.out), "psnr": psnr(found, target, known), **hidden, "seconds": round(seconds, 1)})
@@ -191,8 +191,8 @@ def _write(args: argparse.Namespace, projection: Projection, target: Tensor, kno
     before = pictures.to_pixels(target)
     masked = np.where(known.numpy()[..., None], before, np.uint8(0))
     pictures.save(args.out / "projected.png", pictures.sheet([before, masked, pictures.to_pixels(found)], 3))
-    safetensors.torch.save_file(
-        {"w": projection.w.cpu().contiguous()},
+    write_tensors(
         args.out / "w.safetensors",
+        {"w": projection.w.cpu().contiguous()},
         metadata={"source": str(args.source), "space": args.space},
     )

@@ -1,0 +1,68 @@
+"""Checks of arguments: type and range, with messages that stay short whatever the value is."""
+
+import math
+import reprlib
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlist = _short.maxtuple = 10
+LONGEST_TEXT = 120  # characters
+LONGEST_NUMBER = 256  # bits of a whole number that a message shows; Python refuses to print very long ones
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: its repr, cut where that is long."""
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        return f"a number of {value.bit_length()} bits"
+    text = _short.repr(value)
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "..."
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: got {shown(value)}, may be {', '.join(map(repr, choices))}")
+
+
+def checked_count(name: str, value: int, largest: int) -> int:
+    """The value as an int. Raise ValueError unless it is a whole number from 1 to `largest`."""
+    if not is_count(value, largest):
+        raise ValueError(f"{name}: got {shown(value)}, must be a whole number from 1 to {largest}")
+    return int(value)
+
+
+def is_count(value: Any, largest: int) -> bool:
+    """Whether the value is a whole number from 1 to `largest`; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= largest
+
+
+def checked_counts(name: str, value: Sequence[int], length: int, largest: int) -> list[int]:
+    """The values as a list of int. Raise ValueError unless they are `length` whole numbers from 1 to `largest`."""
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == length
+    if not listed or not all(is_count(each, largest) for each in value):
+        raise ValueError(f"{name}: got {shown(value)}, must be {length} whole numbers from 1 to {largest}")
+    return [int(each) for each in value]
+
+
+def checked_number(name: str, value: float, largest: float) -> float:
+    """The value. Raise ValueError unless it is a number from 0 to `largest`; NaN is not."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= largest:
+        raise ValueError(f"{name}: got {shown(value)}, must be a number from 0 to {largest:g}")
+    return value if isinstance(value, int) else float(value)
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise ValueError unless the value is a finite number."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise ValueError(f"{name}: got {shown(value)}, must be a finite number")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raise ValueError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {shown(value)}, must be True or False")

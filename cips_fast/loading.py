@@ -1,0 +1,118 @@
+"""A generator from whatever holds one: a run folder, a checkpoint of this library, or a published one."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import functional
+from .checkpoint import SETTINGS, from_tensors, read_tensors
+from .generator import ACTIVATIONS, CIPSGenerator
+from .published import load_published
+from .run_checkpoints import open_newest
+from .untrusted import OTHER, SAFETENSORS, first_line, kind_of, not_a_checkpoint
+
+SOURCES = "a run folder, a checkpoint of cips_fast (.safetensors) or a published one (.pt)"
+
+
+def load(
+    source: str | Path,
+    *,
+    activation: str | None = None,
+    integer_coords: bool = False,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+) -> CIPSGenerator:
+    """The generator in a run folder or a checkpoint, in eval mode; of a run it is the averaged one.
+
+    A file's kind is told by its content. Of a run folder the newest sound checkpoint is taken; a warning names those
+    that are newer and cannot be used.
+
+    Args:
+        source: a run folder, a file that training, `checkpoint.save` or `convert` wrote, or a checkpoint of the
+            published code, see `load_published`.
+        activation: of a published checkpoint with sines, `sin` or `sinrelu`; checked where given for others.
+        integer_coords: a published checkpoint's grid is counted in pixels. A checkpoint of this library says it itself,
+            and is refused where True is given and it says otherwise.
+        backend: see `cips_fast.functional`.
+        device: where its parameters shall lie.
+
+    Raises:
+        FileNotFoundError: no file is there, or the folder has no checkpoints.
+        OSError: a file cannot be read.
+        ValueError: an argument is none of the above, or no checkpoint that can be used is there: it is damaged, has
+            values that are not finite, or is something else. The message is one line.
+    """
+    functional.check_choice("backend", backend, functional.BACKENDS)
+    if activation is not None:
+        functional.check_choice("activation", activation, ACTIVATIONS)
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"source: got {type(source).__name__}, must be a path: {SOURCES}")
+    where = _device(device)
+
+    def read(path: Path) -> CIPSGenerator:
+        return _read(path, activation, integer_coords, backend)
+
+    generator = _newest(Path(source), read) if os.path.isdir(source) else read(Path(source))
+    return generator.to(where)
+
+
+def _newest(folder: Path, read: Callable[[Path], CIPSGenerator]) -> CIPSGenerator:
+    """The newest sound checkpoint of a run folder, with a warning where others were passed over."""
+    try:
+        path, generator, passed_over = open_newest(folder, read)
+    except FileNotFoundError:
+        inner = " (give the run's folder, not the one of its checkpoints)" if folder.name == "checkpoints" else ""
+        raise FileNotFoundError(
+            f"source: got {str(folder)!r}, a folder without checkpoints, must be {SOURCES}{inner}"
+        ) from None
+    if passed_over:
+        reasons = "; ".join(f"{file.name} {reason}" for file, reason in passed_over)
+        warnings.warn(f"{str(folder)!r}: {reasons}; {path.name} is used", stacklevel=3)
+    return generator
+
+
+def _read(path: Path, activation: str | None, integer_coords: bool, backend: str) -> CIPSGenerator:
+    """The generator in a file, checked against what the caller said."""
+    try:
+        kind = kind_of(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"source: got {str(path)!r}, which is not a file, must be {SOURCES}") from None
+    if kind == OTHER:
+        raise ValueError(f"{not_a_checkpoint(path)}; must be {SOURCES}")
+    content: Path | dict[str, Tensor] = path
+    if kind == SAFETENSORS:
+        content, metadata = read_tensors(path)
+        if SETTINGS in metadata:
+            generator = from_tensors(path, content, metadata, backend=backend)
+            _check_told(generator, activation, integer_coords)
+            return generator
+    try:
+        return load_published(content, activation=activation, integer_coords=integer_coords, backend=backend)
+    except ValueError as error:
+        if not str(error).startswith("state_dict"):
+            raise
+        raise ValueError(f"checkpoint: {str(path)!r} cannot be used ({error})") from None
+
+
+def _check_told(generator: CIPSGenerator, activation: str | None, integer_coords: bool) -> None:
+    """Raise ValueError where the caller said something else than a checkpoint of this library."""
+    if activation not in (None, generator.activation):
+        raise ValueError(f"activation: got {activation!r}, but the checkpoint's is {generator.activation!r}")
+    if integer_coords and not generator.integer_coords:
+        raise ValueError("integer_coords: got True, but the checkpoint's grid is not counted in pixels")
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """A device that can be used here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"device: got {name!r}, which cannot be used here ({first_line(error)})") from None
+    if device.type == "meta":
+        raise ValueError(f"device: got {name!r}, which holds no values")
+    return device
