@@ -65,6 +65,10 @@ class LandscapeSource:
             self._warn(error)
         return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
 
+    def is_cached(self, index: int) -> bool:
+        """Whether image `index` need not be drawn."""
+        return _path(self.folder, self._seed(index)).exists()
+
     def prepare(self, indices: Iterable[int], workers: int) -> Drawing:
         """Start drawing the images among `indices` that are not cached, in their order, in `workers` processes."""
         missing: list[int] = []
