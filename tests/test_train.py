@@ -16,43 +16,13 @@ from cips_fast import checkpoint
 from cips_fast.kernels.device import standing_in
 from cips_fast.train import loop, plot
 from cips_fast.train.__main__ import main
-from cips_fast.train.config import OptionError, Options, parse, resolve
+from cips_fast.train.config import OptionError, parse, resolve
 from cips_fast.train.data import Patches
 from cips_fast.train.losses import ema_decay, gradient_penalty
 from cips_fast.train.run_folder import RunFolder
 from cips_fast.train.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
-TINY = {
-    "res": 16, "crop": 8, "batch": 2, "width": 8, "style_features": 8, "embedding_size": 8, "d_channels": 8,
-    "d_base": 64, "r1_every": 2, "log_every": 1, "device": "cpu", "precision": "fp32", "data": "stripes",
-}  # fmt: skip
-
-
-class Stripes:
-    """Images of one random gradient each."""
-
-    name, resolution = "stripes", 16
-
-    def __len__(self):
-        return 5
-
-    def load(self, index):
-        rng = np.random.default_rng(index)
-        ramp = np.linspace(0, 1, 16)[:, None, None] * rng.integers(0, 255, 3)
-        return np.broadcast_to(ramp, (16, 16, 3)).astype(np.uint8)
-
-
-def options(**changes) -> Options:
-    return resolve(TINY | changes)
-
-
-def train(folder, **changes):
-    made = options(out=str(folder), **changes)
-    run_folder = RunFolder(folder)
-    run_folder.check(made)
-    assert loop.run(made, run_folder, Stripes()) == 0
-    return run_folder
+from .training import ROOT, Stripes, options, train
 
 
 def final_state(run_folder):

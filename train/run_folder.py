@@ -209,7 +209,8 @@ class RunFolder:
         for folder in (self.path, self.samples, self.checkpoints):
             if folder.is_dir():
                 for file in folder.iterdir():
-                    if TEMPORARY.fullmatch(file.name) and file.is_file() and not _is_of_a_living_process(file):
+                    in_use = folder == self.path and _is_of_a_living_process(file)
+                    if TEMPORARY.fullmatch(file.name) and file.is_file() and not in_use:
                         file.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> OptionError:
@@ -244,7 +245,7 @@ def _try_writing(folder: Path) -> None:
 def _is_of_a_living_process(file: Path) -> bool:
     """Whether a temporary file may be in use: of another command that writes into this folder, such as `sample`."""
     number = re.match(r"\.([0-9]+)-", file.name)
-    if number is None or int(number[1]) == os.getpid() or file.parent.name == "checkpoints":
+    if number is None or int(number[1]) == os.getpid():
         return False
     if os.name == "nt":  # where asking in this way would send the process a signal
         return True

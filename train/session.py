@@ -41,6 +41,7 @@ class Session:
         self.checkpoints = Schedule(options.checkpoint_minutes * 60, first=now + options.checkpoint_minutes * 60)
         self.window = Window(clock.seconds, trainer.images_seen)
         self.saved = self.logged = trainer.step_number
+        self.cannot_save = False
         self.losses: StepLosses | None = None
         self.warned: set[str] = set()
 
@@ -62,7 +63,8 @@ class Session:
                     bar.update()
                     self.after_step(bar)
         finally:
-            if trainer.whole and trainer.step_number > self.saved and not stop.abandoned:
+            unsaved = trainer.whole and trainer.step_number > self.saved
+            if unsaved and not (stop.abandoned or self.cannot_save):
                 self.log()
                 self.save()
         if trainer.step_number > first:
@@ -134,6 +136,7 @@ class Session:
         """Write a checkpoint; RunFailure if that cannot be done. A second signal waits for the end of it."""
         before, step = self.clock.seconds, self.trainer.step_number
         with self.stop.finishing():
+            self.cannot_save = True
             try:
                 tensors, metadata = self.trainer.state()
                 self.folder.save(step, tensors, metadata | {"seconds": f"{before:.3f}"})
@@ -141,7 +144,7 @@ class Session:
                 raise RunFailure(self._unsaved(error), FAILED) from None
             except NotFinite as error:
                 raise RunFailure(f"step {step}: {error}; {self.folder.newest_in_words()}", DIVERGED) from None
-            self.saved = step
+            self.saved, self.cannot_save = step, False
         self.window.pause(self.clock.seconds - before)
 
     def lost(self) -> str:
