@@ -20,6 +20,7 @@ from cips_fast.train.config import OptionError, parse, resolve
 from cips_fast.train.data import Patches
 from cips_fast.train.losses import ema_decay, gradient_penalty
 from cips_fast.train.run_folder import RunFolder
+from cips_fast.train.signals import StopRequest
 from cips_fast.train.trainer import Trainer
 
 from .training import ROOT, Stripes, options, train
@@ -262,6 +263,52 @@ def test_statistics_are_plotted(tmp_path, capsys):
     assert (pixels < 128).mean() > 0.005
     assert plot.main([str(tmp_path), "x.png"]) == 2
     assert "usage" in capsys.readouterr().err
+    assert plot.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert plot.main(["--help"]) == 0
+    assert "RUN_FOLDER" in capsys.readouterr().out
+
+
+def test_few_statistics_are_plotted_clearly(tmp_path):
+    """Of a short run every value is a mark in full colour; what is null leaves a gap."""
+    names = ("seconds", "g_loss", "d_loss", "r1", "real_score", "fake_score", "images_per_second")
+    lines = [{"step": step} | dict.fromkeys(names, float(step)) for step in (1, 2, 3)]
+    lines[1]["g_loss"] = None
+    (tmp_path / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "g_')
+    assert plot.main([str(tmp_path), str(tmp_path / "plot.png")]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).reshape(-1, 3)
+    for colour in ((31, 119, 180), (255, 127, 14)):  # matplotlib's blue and orange, not mixed with white
+        assert (pixels == colour).all(1).sum() > 300
+
+
+def test_shares_with_few_digits_are_taken():
+    exact = Patches(Stripes(), 4, 4, (1 / 3,) * 3, seed=3).step(0)
+    for shares in ((0.3333333,) * 3, (0.333333, 0.333333, 0.333333), (1.0, 1.0, 1.0)):
+        rounded = Patches(Stripes(), 4, 4, shares, seed=3).step(0)
+        assert all(torch.equal(a, b) for a, b in zip(exact, rounded, strict=True))
+
+
+def test_training_does_not_wait_for_landscapes_that_are_cached(tmp_path, monkeypatch, capsys):
+    from cips_fast.train.landscapes import LandscapeSource
+
+    class Drawing:
+        total, running, done = 4700, True, 0
+
+        def stop(self):
+            stopped.append(True)
+
+    stopped = []
+    source = LandscapeSource(16, tmp_path)
+    source.folder.mkdir()
+    for index in range(256):
+        (source.folder / f"{index:06d}.png").touch()
+    monkeypatch.setattr(source, "prepare", lambda indices, workers: Drawing())
+    monkeypatch.setattr(loop.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with loop.drawing_ahead(source, StopRequest()):
+        assert not stopped
+    assert stopped
+    assert "drawing 4700 landscapes into" in (out := capsys.readouterr().out)
+    assert "training starts at once" in out
 
 
 def test_missing_data_folder_creates_nothing(tmp_path, monkeypatch, capsys):
