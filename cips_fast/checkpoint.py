@@ -69,9 +69,10 @@ def from_tensors(
     tensors = averaged or tensors
     try:
         settings = parse_settings(metadata[SETTINGS])
+        generator = unfilled(settings | {"backend": backend})
         check_agreement(settings, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
         check_dtypes(tensors)
-        generator = assemble(settings | {"backend": backend}, tensors)
+        fill(generator, tensors)
     except ValueError as error:
         raise ValueError(f"checkpoint: {str(path)!r} cannot be used ({error})") from None
     if reason := not_finite(generator.state_dict()):
@@ -185,10 +186,13 @@ def not_finite(state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def assemble(config: dict, tensors: Mapping[str, Tensor]) -> CIPSGenerator:
-    """A generator in eval mode around given tensors; drawing initial weights is skipped."""
+def unfilled(config: dict) -> CIPSGenerator:
+    """A generator in eval mode whose tensors are on the meta device: drawing initial weights is skipped."""
     with torch.device("meta"):
-        generator = CIPSGenerator(**config)
+        return CIPSGenerator(**config).eval()
+
+
+def fill(generator: CIPSGenerator, tensors: Mapping[str, Tensor]) -> None:
+    """Let a generator use the given tensors in place of its own; ValueError where a name or shape differs."""
     check_names_and_shapes(tensors, {name: tuple(t.shape) for name, t in generator.state_dict().items()})
     generator.load_state_dict(tensors, assign=True)
-    return generator.eval()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import functional
 from .atomic import write_whole
-from .checkpoint import SETTINGS, assemble, check_names_and_shapes, not_finite, read_tensors
+from .checkpoint import SETTINGS, check_names_and_shapes, fill, not_finite, read_tensors, unfilled
 from .checks import check_choice, shown
 from .generator import CIPSGenerator
 from .torch_files import read_torch_file
@@ -57,8 +57,7 @@ def load_published(
     state = published_state(source, ("g_ema", "g", "generator", "G"))
     config = _published_config(state, variant, size, activation)
     config |= {"integer_coords": integer_coords, "align_corners": False, "backend": backend}
-    with torch.device("meta"):
-        layout = CIPSGenerator(**config)
+    layout = unfilled(config)
     table = list(_published_names(layout))
     check_names_and_shapes(state, {published: shape for published, _, shape in table})
     if reason := not_finite(state):
@@ -73,7 +72,8 @@ def load_published(
     tensors["noise_strength"] = torch.cat(strengths)
     config["noise"] = bool(tensors["noise_strength"].any())
     tensors["mean_latent"] = torch.zeros(layout.style_features)
-    generator = assemble(config, tensors)
+    generator = unfilled(config)
+    fill(generator, tensors)
     generator.mean_latent.copy_(_sampled_mean_latent(generator) if mean_latent is None else mean_latent.reshape(-1))
     return generator
 

@@ -16,45 +16,15 @@ from cips_fast import checkpoint
 from cips_fast.kernels.device import standing_in
 from cips_fast.train import loop, plot
 from cips_fast.train.__main__ import main
-from cips_fast.train.config import OptionError, Options, parse, resolve
+from cips_fast.train.config import OptionError, parse, resolve
 from cips_fast.train.data import Patches
 from cips_fast.train.losses import ema_decay, gradient_penalty
 from cips_fast.train.run_folder import RunFolder
+from cips_fast.train.signals import StopRequest
 from cips_fast.train.trainer import Trainer
 
 from .needs import needs_landscapes
-
-ROOT = Path(__file__).parent.parent
-TINY = {
-    "res": 16, "crop": 8, "batch": 2, "width": 8, "style_features": 8, "embedding_size": 8, "d_channels": 8,
-    "d_base": 64, "r1_every": 2, "log_every": 1, "device": "cpu", "precision": "fp32", "data": "stripes",
-}  # fmt: skip
-
-
-class Stripes:
-    """Images of one random gradient each."""
-
-    name, resolution = "stripes", 16
-
-    def __len__(self):
-        return 5
-
-    def load(self, index):
-        rng = np.random.default_rng(index)
-        ramp = np.linspace(0, 1, 16)[:, None, None] * rng.integers(0, 255, 3)
-        return np.broadcast_to(ramp, (16, 16, 3)).astype(np.uint8)
-
-
-def options(**changes) -> Options:
-    return resolve(TINY | changes)
-
-
-def train(folder, **changes):
-    made = options(out=str(folder), **changes)
-    run_folder = RunFolder(folder)
-    run_folder.check(made)
-    assert loop.run(made, run_folder, Stripes()) == 0
-    return run_folder
+from .training import ROOT, Stripes, options, train
 
 
 def final_state(run_folder):
@@ -294,6 +264,52 @@ def test_statistics_are_plotted(tmp_path, capsys):
     assert (pixels < 128).mean() > 0.005
     assert plot.main([str(tmp_path), "x.png"]) == 2
     assert "usage" in capsys.readouterr().err
+    assert plot.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert plot.main(["--help"]) == 0
+    assert "RUN_FOLDER" in capsys.readouterr().out
+
+
+def test_few_statistics_are_plotted_clearly(tmp_path):
+    """Of a short run every value is a mark in full colour; what is null leaves a gap."""
+    names = ("seconds", "g_loss", "d_loss", "r1", "real_score", "fake_score", "images_per_second")
+    lines = [{"step": step} | dict.fromkeys(names, float(step)) for step in (1, 2, 3)]
+    lines[1]["g_loss"] = None
+    (tmp_path / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "g_')
+    assert plot.main([str(tmp_path), str(tmp_path / "plot.png")]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).reshape(-1, 3)
+    for colour in ((31, 119, 180), (255, 127, 14)):  # matplotlib's blue and orange, not mixed with white
+        assert (pixels == colour).all(1).sum() > 300
+
+
+def test_shares_with_few_digits_are_taken():
+    exact = Patches(Stripes(), 4, 4, (1 / 3,) * 3, seed=3).step(0)
+    for shares in ((0.3333333,) * 3, (0.333333, 0.333333, 0.333333), (1.0, 1.0, 1.0)):
+        rounded = Patches(Stripes(), 4, 4, shares, seed=3).step(0)
+        assert all(torch.equal(a, b) for a, b in zip(exact, rounded, strict=True))
+
+
+def test_training_does_not_wait_for_landscapes_that_are_cached(tmp_path, monkeypatch, capsys):
+    from cips_fast.train.landscapes import LandscapeSource
+
+    class Drawing:
+        total, running, done = 4700, True, 0
+
+        def stop(self):
+            stopped.append(True)
+
+    stopped = []
+    source = LandscapeSource(16, tmp_path)
+    source.folder.mkdir()
+    for index in range(256):
+        (source.folder / f"{index:06d}.png").touch()
+    monkeypatch.setattr(source, "prepare", lambda indices, workers: Drawing())
+    monkeypatch.setattr(loop.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with loop.drawing_ahead(source, StopRequest()):
+        assert not stopped
+    assert stopped
+    assert "drawing 4700 landscapes into" in (out := capsys.readouterr().out)
+    assert "training starts at once" in out
 
 
 def test_missing_data_folder_creates_nothing(tmp_path, monkeypatch, capsys):

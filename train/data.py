@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .images import ImageSource
+from .images import DataError, ImageSource
 
 POOL_GROWTH = 8
 
@@ -25,7 +25,7 @@ class Patches:
             may go over the edge: where a panorama begins is drawn for every patch.
         batch: patches a step.
         crop: side of a patch in pixels; at stride s it spans (crop - 1)·s + 1 pixels of the image.
-        stride_shares: share of patches at strides 1, 2, 4, …; must sum to 1.
+        stride_shares: share of patches at strides 1, 2, 4, …; their sum counts as 1.
         mirror: flip half of the images left to right.
         seed: of every choice.
         first_pool: images to choose from at the start, where they have yet to be drawn; one more is added for every
@@ -41,7 +41,11 @@ class Patches:
     first_pool: int = 0
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of one step: images in [-1, 1] [B, 3, crop, crop], coordinates [B, crop, crop, 2]."""
+        """The batch of one step: images in [-1, 1] [B, 3, crop, crop], coordinates [B, crop, crop, 2].
+
+        Raises:
+            DataError: an image cannot be read.
+        """
         patches, coords = zip(*(self._patch(step * self.batch + i) for i in range(self.batch)), strict=True)
         images = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
         return images.float().div_(127.5).sub_(1), torch.from_numpy(np.stack(coords))
@@ -57,9 +61,9 @@ class Patches:
     def _patch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """One patch uint8 [crop, crop, 3] and its coordinates float32 [crop, crop, 2]."""
         rng = np.random.default_rng([self.seed, 1, number])
-        image = self.source.load(int(rng.integers(self._pool(number))))
+        image = self._load(int(rng.integers(self._pool(number))))
         height, width, _ = image.shape
-        stride = 2 ** int(rng.choice(len(self.stride_shares), p=self.stride_shares))
+        stride = 2 ** int(rng.choice(len(self.stride_shares), p=self._shares()))
         span = (self.crop - 1) * stride + 1
         steps = np.arange(self.crop) * stride
         panorama = width == 2 * height
@@ -72,6 +76,17 @@ class Patches:
         x = (steps + float(left)) * 2 / (width if panorama else width - 1) - 1
         coords = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
         return np.ascontiguousarray(patch), coords
+
+    def _load(self, index: int) -> np.ndarray:
+        try:
+            return self.source.load(index)
+        except OSError as error:
+            raise DataError(f"image {index} of {self.source.name} cannot be read any more ({error})") from error
+
+    def _shares(self) -> np.ndarray:
+        """The shares with a sum of 1 in float64, which NumPy asks for; they may come with a few digits only."""
+        shares = np.asarray(self.stride_shares, np.float64)
+        return shares / shares.sum()
 
     def _pool(self, number: int) -> int:
         """How many images may be chosen from: a matter of the patch's number, not of how fast they are drawn."""

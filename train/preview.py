@@ -1,5 +1,7 @@
 """Preview grids: what the averaged generator draws from fixed latents."""
 
+from collections.abc import Callable
+
 import torch
 from PIL import Image
 
@@ -27,9 +29,13 @@ class Previewer:
         self.dtype = dtype
 
     @torch.no_grad()
-    def render(self, generator: CIPSGenerator) -> Image.Image:
-        """The grid, rows × columns of images."""
+    def render(self, generator: CIPSGenerator, unwanted: Callable[[], bool] = lambda: False) -> Image.Image | None:
+        """The grid, rows × columns of images; None if it became `unwanted`, which is asked before each image."""
         width = 2 * self.side if generator.geometry == "cylinder" else self.side
         latents = [generator.mapping(z[None])[0] for z in self.z.to(generator.mean_latent.device)]
-        images = [render.image(generator, w, self.side, width, dtype=self.dtype) for w in latents]
+        images = []
+        for w in latents:
+            if unwanted():
+                return None
+            images.append(render.image(generator, w, self.side, width, dtype=self.dtype))
         return Image.fromarray(sheet([to_pixels(image) for image in images], COLUMNS[generator.geometry]))

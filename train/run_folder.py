@@ -1,100 +1,188 @@
 """The run folder: options, statistics, previews and checkpoints, each written whole or not at all.
 
-options.json  stats.jsonl  samples/*.png  checkpoints/step-*.safetensors  checkpoints/latest
+options.json  stats.jsonl  samples/*.png  checkpoints/step-*.safetensors  checkpoints/latest  .lock
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from cips_fast import lock
 from cips_fast.atomic import whole_file, write_whole
 from cips_fast.checkpoint import read_tensors, write_tensors
+from cips_fast.run_checkpoints import by_step, candidates, open_newest, step_of
 
 from .config import MAY_CHANGE, OptionError, Options, to_dict
+from .finite import NotFinite, not_finite
+from .output import warn
+from .stats_file import append_record, forget_after
 
 KEPT_CHECKPOINTS = 3
 BEFORE_IT_WAS = {"geometry": "plane"}  # what a run did before there was such an option
+LOCK = ".lock"
+# What a killed run leaves: our own temporary files, those of earlier versions, and those of safetensors.
+TEMPORARY = re.compile(r"\.[0-9]+-[0-9a-f]+\.partial|(options|stats|latest|step-.*|kimg-.*)\.partial|\.tmp\w+")
+BEFORE_OPTIONS = ("samples", "checkpoints", LOCK)  # what there is before options.json
 
 
 class RunFolder:
-    """A folder that belongs to one configuration. Nothing is created before `open`."""
+    """A folder that belongs to one configuration, and to one process while it is locked.
+
+    Nothing is created before `locked` or `open`.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
+        self._lock = None
 
     def check(self, options: Options) -> None:
-        """Raise OptionError if the folder holds something else than a run with these options."""
+        """Raise OptionError if the folder holds something else than a run with these options.
+
+        As long as there is no checkpoint, the options may change.
+        """
         file = self.path / "options.json"
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise OptionError(f"--out: got {str(self.path)!r}, must be a folder")
-        if not file.exists():
-            if any(self.path.iterdir()):
-                raise OptionError(f"--out: got {str(self.path)!r}, must be empty, absent or a run's folder")
-            return
         try:
-            held = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise OptionError(f"--out: {str(file)!r} is damaged ({error})") from None
-        differing = [
-            name
-            for name, value in to_dict(options).items()
-            if name not in MAY_CHANGE and held.get(name, BEFORE_IT_WAS.get(name)) != value
-        ]
-        if differing:
-            pairs = ", ".join(
-                f"--{n.replace('_', '-')} {held.get(n)!r}, not {to_dict(options)[n]!r}" for n in differing
-            )
+            if not self.path.exists():
+                return
+            if not self.path.is_dir():
+                raise OptionError(f"--out: got {str(self.path)!r}, must be a folder")
+            if not file.exists():
+                if not self._is_unused():
+                    raise OptionError(f"--out: got {str(self.path)!r}, must be empty, absent or a run's folder")
+                return
+            held = _options_in(file)
+        except OSError as error:
+            raise OptionError(f"--out: got {str(self.path)!r}, which cannot be read ({error.strerror})") from None
+        wanted = to_dict(options)
+        differing = [name for name in wanted if name not in MAY_CHANGE and held[name] != wanted[name]]
+        if differing and any(self.checkpoints.glob("step-*")):
+            pairs = ", ".join(f"--{n.replace('_', '-')} {held[n]!r}, not {wanted[n]!r}" for n in differing)
             raise OptionError(f"--out: the run in {str(self.path)!r} has {pairs}; give another folder or those options")
 
-    def open(self, options: Options) -> None:
-        """Make the folder, if it is not there, and write the options."""
+    @contextlib.contextmanager
+    def locked(self, create: bool = True) -> Iterator[None]:
+        """Keep other runs out of the folder while the block runs; a block within such a block changes nothing.
+
+        Args:
+            create: make the folder if it is absent. If False, a folder that no run has used yet stays as it is, and
+                unlocked.
+
+        Raises:
+            OptionError: another run is at work in the folder, or the folder cannot be written.
+        """
+        if self._lock is not None or not (create or self._is_known()):
+            yield
+            return
         try:
-            self.samples.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / LOCK, "ab")  # noqa: SIM115, closed below
+        except OSError as error:
+            raise self._unwritable(error) from None
+        with file:
+            try:
+                lock.hold(file)
+            except BlockingIOError:
+                raise OptionError(f"--out: another run is at work in {str(self.path)!r}") from None
+            self._lock = file
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def open(self, options: Options) -> None:
+        """Make the folders, clear what killed runs left, see that checkpoints can be written, and write the options.
+
+        Raises:
+            OptionError: a folder or a file cannot be written. For samples/ this is only a warning.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._clear_temporary_files()
+            _try_writing(self.checkpoints)
             write_whole(self.path / "options.json", json.dumps(to_dict(options), indent=2).encode())
         except OSError as error:
-            raise OptionError(f"--out: got {str(self.path)!r}, which cannot be written ({error.strerror})") from None
+            raise self._unwritable(error) from None
+        try:
+            self.samples.mkdir(exist_ok=True)
+            _try_writing(self.samples)
+        except OSError as error:
+            warn(f"previews cannot be written into {str(self.samples)!r} ({error.strerror})")
 
     def latest(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Tensors and metadata of the newest checkpoint; None if there is none yet; OptionError if it is damaged."""
-        pointer = self.checkpoints / "latest"
-        if not pointer.exists():
-            return None
-        file = self.checkpoints / pointer.read_text().strip()
+        """Tensors and metadata of the newest sound checkpoint; None if there is none yet.
+
+        Raises:
+            OptionError: there are checkpoints, but not one is sound.
+        """
         try:
-            return read_tensors(file)
+            return open_newest(self.path, read_tensors)[1]
+        except FileNotFoundError:
+            return None
         except (ValueError, OSError) as error:
-            others = sorted(p.name for p in self.checkpoints.glob("step-*.safetensors") if p != file)
-            advice = f"write {others[-1]!r} into {str(pointer)!r} to go on from there" if others else "no other is kept"
-            raise OptionError(f"--out: checkpoint {str(file)!r} is damaged ({error}); {advice}") from None
+            raise OptionError(f"--out: {error}") from None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> Path:
-        """Write a checkpoint, point `latest` at it, and drop the oldest beyond the newest few."""
+        """Write a checkpoint, point `latest` at it, and remove older ones beyond the newest few.
+
+        Raises:
+            NotFinite: a tensor is not finite; nothing is written.
+            OSError: the checkpoint or `latest` cannot be written; the earlier checkpoints are all there.
+        """
+        if bad := not_finite(tensors):
+            raise NotFinite(bad)
         file = self.checkpoints / f"step-{step:09d}.safetensors"
         write_tensors(file, tensors, metadata)
-        write_whole(self.checkpoints / "latest", file.name.encode())
-        for old in sorted(self.checkpoints.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
-            old.unlink()
+        self.point_at(file)
+        up_to_this = [path for path in by_step(self.path) if step_of(path) <= step]
+        for old in up_to_this[KEPT_CHECKPOINTS:]:
+            try:
+                old.unlink()
+            except OSError as error:
+                warn(f"the old checkpoint {str(old)!r} cannot be removed ({error.strerror})")
         return file
 
-    def log(self, record: dict[str, float]) -> None:
-        """Append a line to stats.jsonl."""
-        with (self.path / "stats.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    def point_at(self, file: Path) -> None:
+        """Let `latest` name a checkpoint; OSError if it cannot be written."""
+        latest, name = self.checkpoints / "latest", file.name.encode()
+        if not latest.is_file() or latest.read_bytes() != name:
+            write_whole(latest, name)
+
+    def set_aside(self, path: Path, ending: str) -> Path:
+        """Rename a checkpoint so that it is kept, and never used or counted again."""
+        aside, number = path.with_name(f"{path.name}.{ending}"), 1
+        while os.path.lexists(aside):
+            number += 1
+            aside = path.with_name(f"{path.name}.{ending}-{number}")
+        return path.rename(aside)
+
+    def newest_in_words(self) -> str:
+        """Which checkpoint the run has, for a message."""
+        paths = candidates(self.path)
+        return f"step {step_of(paths[0])} is the newest checkpoint" if paths else "there is no checkpoint yet"
+
+    def keep_inputs(self, step: int, tensors: Mapping[str, Tensor], not_finite: str) -> Path:
+        """Write what a step was given when a number was not finite after it; OSError if that cannot be done."""
+        file = self.path / f"nonfinite-step-{step:09d}.safetensors"
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_tensors(file, contiguous, {"step": str(step), "not_finite": not_finite})
+        return file
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to stats.jsonl; OSError if it cannot be written, and then nothing is."""
+        append_record(self.path / "stats.jsonl", record)
 
     def forget_stats_after(self, step: int) -> None:
         """Drop the lines of steps that no checkpoint holds and that will be run again."""
-        file = self.path / "stats.jsonl"
-        if file.exists():
-            lines = [line for line in file.read_text().splitlines() if _step_of(line, beyond=step + 1) <= step]
-            write_whole(file, "".join(line + "\n" for line in lines).encode())
+        forget_after(self.path / "stats.jsonl", step)
 
     def preview(self, kimg: float, image: Image.Image) -> Path:
         """Write a preview grid, named by the images seen."""
@@ -103,10 +191,68 @@ class RunFolder:
             image.save(temporary, format="PNG")
         return file
 
+    def _is_known(self) -> bool:
+        """Whether a run has used the folder."""
+        try:
+            return any((self.path / name).exists() for name in (LOCK, "options.json"))
+        except OSError:  # such as a name that is too long; `check` says so
+            return False
 
-def _step_of(line: str, beyond: int) -> int:
-    """The step of a statistics line; `beyond` for one that was cut off by a crash."""
+    def _is_unused(self) -> bool:
+        """Whether a folder without options.json holds no more than what a run makes before it writes them."""
+        entries = [entry for entry in self.path.iterdir() if entry.name not in BEFORE_OPTIONS]
+        for folder in (self.samples, self.checkpoints):
+            entries += folder.iterdir() if folder.is_dir() else []
+        return all(TEMPORARY.fullmatch(entry.name) for entry in entries)
+
+    def _clear_temporary_files(self) -> None:
+        for folder in (self.path, self.samples, self.checkpoints):
+            if folder.is_dir():
+                for file in folder.iterdir():
+                    in_use = folder == self.path and _is_of_a_living_process(file)
+                    if TEMPORARY.fullmatch(file.name) and file.is_file() and not in_use:
+                        file.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> OptionError:
+        place = error.filename or str(self.path)
+        return OptionError(f"--out: got {str(self.path)!r}, but {place!r} cannot be written ({error.strerror})")
+
+
+def _options_in(file: Path) -> dict[str, Any]:
+    """The options that a run was started with; OptionError if the file is damaged."""
+    advice = "copy the options.json of a new folder with the same options there"
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return beyond
+        held = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--out: {str(file)!r} is damaged ({error}); {advice}") from None
+    names = [name for name in Options.__dataclass_fields__ if name not in MAY_CHANGE and name not in BEFORE_IT_WAS]
+    if not isinstance(held, dict):
+        raise OptionError(f"--out: {str(file)!r} is damaged (it holds no options); {advice}")
+    if missing := [name for name in names if name not in held]:
+        raise OptionError(f"--out: {str(file)!r} is damaged (it lacks {missing[0]!r}); {advice}")
+    return BEFORE_IT_WAS | held
+
+
+def _try_writing(folder: Path) -> None:
+    """Raise OSError if no file can be written into a folder."""
+    file = folder / f".{os.getpid()}-0.partial"
+    try:
+        file.write_bytes(b"x" * 4096)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _is_of_a_living_process(file: Path) -> bool:
+    """Whether a temporary file may be in use: of another command that writes into this folder, such as `sample`."""
+    number = re.match(r"\.([0-9]+)-", file.name)
+    if number is None or int(number[1]) == os.getpid():
+        return False
+    if os.name == "nt":  # where asking in this way would send the process a signal
+        return True
+    try:
+        os.kill(int(number[1]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it lives, and belongs to another user
+        return True
+    return True

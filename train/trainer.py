@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from cips_fast import CIPSGenerator
+from cips_fast.checkpoint import check_names_and_shapes
 from cips_fast.grids import on_cylinder
 
-from .config import OptionError, Options
+from .config import Options
 from .discriminator import Discriminator
+from .finite import NotFinite, not_finite, probably_finite
 from .losses import discriminator_loss, ema_decay, generator_loss, gradient_penalty, update_average
+from .metadata import check_metadata
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BETAS = (0.0, 0.99)
@@ -33,6 +36,11 @@ class Trainer:
     """Both networks, the generator's average, and their optimizers.
 
     Everything drawn at random in a step comes from the seed and the step's number: resuming needs no random state.
+
+    Attributes:
+        step_number: steps done.
+        whole: whether the state is that after `step_number` whole steps, and finite; only then may it be saved. False
+            while a step changes weights, and for good after a step that ended in an error.
     """
 
     def __init__(self, options: Options):
@@ -49,6 +57,7 @@ class Trainer:
         self.g_scaler = torch.amp.GradScaler(self.device.type, enabled=enabled)
         self.d_scaler = torch.amp.GradScaler(self.device.type, enabled=enabled)
         self.step_number = 0
+        self.whole = True
         self.last_r1 = 0.0  # E‖∇D‖² when it was last evaluated
 
     @property
@@ -56,19 +65,45 @@ class Trainer:
         return self.step_number * self.options.batch
 
     def step(self, images: Tensor, coords: Tensor) -> StepLosses:
-        """One step of each player: images [B, 3, H, W], their coordinates [B, H, W, 2]."""
+        """One step of each player: images [B, 3, H, W], their coordinates [B, H, W, 2].
+
+        Raises:
+            NotFinite: a loss, a gradient or a weight is not finite any more. With fp16, gradients that overflow for
+                the scale of the loss alone are none of these: the scale is lowered and the update left out.
+        """
         images = images.to(self.device, memory_format=torch.channels_last)
         coords = coords.to(self.device)
         rng = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step_number)
         d_loss, real_score, fake_score = self._discriminator_step(images, coords, rng)
+        penalty = {}
         if self.step_number % self.options.r1_every == 0:
-            self.last_r1 = self._penalty_step(images, coords).item()
+            penalty["r1"] = self._penalty_step(images, coords)
+            self.last_r1 = penalty["r1"].item()
         g_loss = self._generator_step(coords, rng)
         self.step_number += 1
         half_life = self.options.ema_kimg * 1000
         decay = ema_decay(self.options.batch, self.images_seen, half_life, self.options.ema_ramp_up)
         update_average(self.average, self.generator, decay)
-        return StepLosses(g_loss, d_loss, real_score, fake_score)
+        losses = StepLosses(g_loss, d_loss, real_score, fake_score)
+        self._check_finite(vars(losses) | penalty)
+        self.whole = True
+        return losses
+
+    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+        """Raise NotFinite, or return. Adam's mean squares stand for the gradients: they last, and overflow first."""
+        named = {name: value.float() for name, value in losses.items()}
+        checked = {"mean_latent": self.generator.mean_latent}
+        for prefix, optimizer in self._optimizers().items():
+            module = "generator" if prefix == "g_optimizer" else "discriminator"
+            for name, parameter in self._modules()[module].named_parameters(module):
+                checked[name] = parameter.detach()
+                if parameter in optimizer.state:
+                    checked[f"gradient of {name}"] = optimizer.state[parameter]["exp_avg_sq"]
+        bad = [] if probably_finite([*named.values(), *checked.values()]) else not_finite(named | checked)
+        # Without a scale above 1 the gradients themselves overflow, not their multiples.
+        bad += [f"gradients of {name.upper()}" for name, scaler in self._scalers().items() if scaler.get_scale() < 1]
+        if bad:
+            raise NotFinite(bad, {name: value.item() for name, value in named.items()})
 
     def _discriminator_step(self, images: Tensor, coords: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
         with self._autocast():
@@ -77,7 +112,7 @@ class Trainer:
             fake_logits = self._logits(fakes, coords)
             real_logits = self._logits(images, coords)
         loss = discriminator_loss(real_logits.float(), fake_logits.float())
-        _update(loss, self.discriminator, self.d_optimizer, self.d_scaler)
+        self._update(loss, self.discriminator, self.d_optimizer, self.d_scaler)
         return loss.detach(), real_logits.detach().mean(), fake_logits.detach().mean()
 
     def _penalty_step(self, images: Tensor, coords: Tensor) -> Tensor:
@@ -85,7 +120,7 @@ class Trainer:
         images = images.detach().requires_grad_(True)
         penalty = gradient_penalty(self._logits(images, coords), images)
         loss = self.options.r1_gamma / 2 * self.options.r1_every * penalty
-        _update(loss, self.discriminator, self.d_optimizer, self.d_scaler)
+        self._update(loss, self.discriminator, self.d_optimizer, self.d_scaler)
         return penalty.detach()
 
     def _generator_step(self, coords: Tensor, rng: torch.Generator) -> Tensor:
@@ -93,9 +128,18 @@ class Trainer:
         with self._autocast():
             logits = self._logits(self._fakes(coords, rng), coords)
         loss = generator_loss(logits.float())
-        _update(loss, self.generator, self.g_optimizer, self.g_scaler)
+        self._update(loss, self.generator, self.g_optimizer, self.g_scaler)
         self.discriminator.requires_grad_(True)
         return loss.detach()
+
+    def _update(
+        self, loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        self.whole = False
+        scaler.step(optimizer)
+        scaler.update()
 
     def _fakes(self, coords: Tensor, rng: torch.Generator) -> Tensor:
         """Images [B, 3, H, W] of latents drawn from `rng`."""
@@ -138,19 +182,34 @@ class Trainer:
         }
 
     def load_state(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Take up what `state` gave; OptionError where it is another network's."""
-        try:
-            for prefix, module in self._modules().items():
-                module.load_state_dict(_below(tensors, prefix))
-            for prefix, optimizer in self._optimizers().items():
-                state = _nested(_below(tensors, prefix), optimizer.param_groups[0]["params"])
-                optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-            for name, scaler in self._scalers().items():
-                scaler.load_state_dict(json.loads(metadata["scalers"])[name])
-            self.step_number = int(metadata["step"])
-            self.last_r1 = float(metadata["last_r1"])
-        except (RuntimeError, KeyError) as error:
-            raise OptionError(f"--out: the newest checkpoint holds another network's state ({error})") from None
+        """Take up what `state` gave and `check_state` found in order."""
+        for prefix, module in self._modules().items():
+            module.load_state_dict(_below(tensors, prefix))
+        for prefix, optimizer in self._optimizers().items():
+            state = _nested(_below(tensors, prefix), optimizer.param_groups[0]["params"])
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        for name, scaler in self._scalers().items():
+            scaler.load_state_dict(json.loads(metadata["scalers"])[name])
+        self.step_number = int(metadata["step"])
+        self.last_r1 = float(metadata["last_r1"])
+
+    def check_state(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Raise ValueError, in one line, unless this is a complete and finite state of these networks."""
+        wanted = {
+            f"{prefix}.{name}": tuple(tensor.shape)
+            for prefix, module in self._modules().items()
+            for name, tensor in module.state_dict().items()
+        }
+        for prefix, optimizer in self._optimizers().items():
+            for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+                shapes = {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}
+                wanted |= {f"{prefix}.{index}.{name}": shape for name, shape in shapes.items()}
+        check_names_and_shapes(tensors, wanted, most=2)
+        if others := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
+            raise ValueError(f"is damaged ({others[0]} is of {tensors[others[0]].dtype}, must be of torch.float32)")
+        if bad := not_finite(tensors):
+            raise ValueError(f"is {NotFinite(bad)}")
+        check_metadata(metadata, {name: scaler.state_dict() for name, scaler in self._scalers().items()})
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "ema": self.average, "discriminator": self.discriminator}
@@ -200,13 +259,6 @@ def _adam(module: nn.Module, lr: float, correction: float) -> torch.optim.Adam:
     parameters = [p for p in module.parameters() if p.requires_grad]
     betas = tuple(beta**correction if beta else 0.0 for beta in BETAS)
     return torch.optim.Adam(parameters, lr * correction, betas, eps=1e-8, fused=True)
-
-
-def _update(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

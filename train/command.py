@@ -1,0 +1,48 @@
+"""The command `python -m train`."""
+
+from collections.abc import Sequence
+
+from cips_fast.console import prepare_streams
+
+from .config import OptionError, Options, parse
+from .dry_run import describe
+from .failure import FAILED, RunFailure
+from .images import DataError
+from .loop import run
+from .output import complain, say
+from .run_folder import RunFolder
+from .sources import open_source
+
+
+def run_command(argv: Sequence[str] | None = None) -> int:
+    """Run the trainer and return the exit status; docs/training.md lists them."""
+    prepare_streams()
+    try:
+        options, dry_run = parse(argv)
+        say(summary(options))
+        folder = RunFolder(options.out)
+        if dry_run:
+            folder.check(options)
+            say(describe(options))
+            return 0
+        with folder.locked(create=False):
+            folder.check(options)
+            return run(options, folder, open_source(options.data, options.res, geometry=options.geometry))
+    except OptionError as error:
+        complain(str(error))
+    except DataError as error:
+        complain(f"--data: {error}")
+    except RunFailure as error:
+        complain(str(error))
+        return error.status
+    return FAILED
+
+
+def summary(options: Options) -> str:
+    """What was chosen for the user, in one line."""
+    whole = f"{options.crop}x{options.crop} patches of " if options.patches else ""
+    images = f"{whole}{options.data} at {options.res}x{options.res}"
+    return (
+        f"preset {options.preset} on {options.device}: {images}, width {options.width}, "
+        f"batch {options.batch}, {options.precision}, {options.kimg:g} kimg, in {options.out}"
+    )

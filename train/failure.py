@@ -1,0 +1,15 @@
+"""What ends a run against the user's will."""
+
+FAILED, DIVERGED = 2, 3  # exit statuses; 2 is also that of bad input
+
+
+class RunFailure(Exception):
+    """The run cannot go on; the message is one line for the user.
+
+    Attributes:
+        status: the exit status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

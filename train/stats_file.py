@@ -1,0 +1,56 @@
+"""stats.jsonl: one JSON object a line, each of a step of its own, in the order of the steps."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cips_fast.atomic import write_whole
+
+
+def append_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Append a line, null for a number that is not finite; OSError if it cannot be written, and then nothing is."""
+    line = _line(record)
+    with open(file, "ab", buffering=0) as stream:
+        end = stream.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[stream.write(line) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(end)
+            raise
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The records in the order of their steps; lines that are damaged or cut off are left out.
+
+    Of two records of one step, the later one counts.
+    """
+    records = {}
+    for line in file.read_text("utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                records[record["step"]] = record
+    return [records[step] for step in sorted(records)]
+
+
+def forget_after(file: Path, step: int) -> None:
+    """Keep the records up to a step alone; a file in order is not written. OSError if it cannot be read or written."""
+    if file.exists():
+        kept = b"".join(_line(record) for record in read_records(file) if record["step"] <= step)
+        if kept != file.read_bytes():
+            write_whole(file, kept)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    finite = {name: None if _is_not_finite(value) else value for name, value in record.items()}
+    return (json.dumps(finite, allow_nan=False) + "\n").encode()
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
