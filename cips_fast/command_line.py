@@ -50,27 +50,28 @@ def whole_number(least: int, most: int, rule: str = "") -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         try:
-            number = int(text)
+            value = int(text)
         except ValueError:  # no number, or one of more digits than Python reads
-            number = None
-        if number is None or not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"got {shown(text if number is None else number)}, {rule}")
-        return number
+            message = f"got {shown(text)}, must be a whole number; it {rule}"
+            raise argparse.ArgumentTypeError(message) from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"got {shown(value)}, {rule}")
+        return value
 
     return parse
 
 
 def number(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
     """A reader of a finite number from `least` to `most`, for an argument's `type`; `above`: `least` is excluded."""
+    rule = f"must be {'more than' if above else 'at least'} {least:g} and at most {most:g}"
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            value = None
-        if value is None or not (least < value if above else least <= value) or not value <= most:
-            rule = f"must be {'more than' if above else 'at least'} {least:g} and at most {most:g}"
-            raise argparse.ArgumentTypeError(f"got {shown(text if value is None else value)}, {rule}")
+            raise argparse.ArgumentTypeError(f"got {shown(text)}, must be a number; it {rule}") from None
+        if not (least < value if above else least <= value) or not value <= most:
+            raise argparse.ArgumentTypeError(f"got {shown(value)}, {rule}")
         return value
 
     return parse

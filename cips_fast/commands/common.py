@@ -56,8 +56,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "--integer-coords", action="store_true", help="a published checkpoint's grid is counted in pixels"
     )
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ... (%(default)s)"
-    )
+        *("--device",), type=parse_device, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, ... (%(default)s)",
+    )  # fmt: skip
 
 
 def add_seeds(parser: argparse.ArgumentParser, default: str = "0") -> None:
@@ -188,6 +189,13 @@ def parse_seeds(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"got {shown(text)}, must be at most {MOST_SEEDS} seeds")
         seeds += range(values[0], values[-1] + 1)
     return seeds
+
+
+def parse_device(text: str) -> str:
+    """A device's name as it is, unless the device holds no numbers; whether it exists is for `open_generator`."""
+    if text.partition(":")[0] == "meta":
+        raise argparse.ArgumentTypeError(f"got {shown(text)}, must be a device that computes, such as cpu or cuda")
+    return text
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -26,8 +26,10 @@ def write_picture(args: argparse.Namespace, path: Path, picture: Picture) -> Non
             save_picture(path, render_pixels(picture, path.name))
 
 
-def check_format(args: argparse.Namespace, path: Path, height: int, width: int, *, in_memory: bool = False) -> str:
-    """The format that the path's ending names; `in_memory`: a TIFF is not streamed.
+def check_format(
+    args: argparse.Namespace, path: Path, height: int, width: int, *, in_memory: bool = False, option: str = "--size"
+) -> str:
+    """The format that the path's ending names; `in_memory`: a TIFF is not streamed; `option` makes the size.
 
     Raises:
         CommandError: there is none, or it does not hold such a picture, or memory does not.
@@ -36,7 +38,8 @@ def check_format(args: argparse.Namespace, path: Path, height: int, width: int, 
         kind = pictures.format_of(path, height, width)
     if height * width > LARGEST and (in_memory or kind != "TIFF"):
         raise CommandError(
-            f"--size: got {height * width} pixels in one {kind}, may be {LARGEST}; a .tif of one picture may be larger"
+            f"{option}: got {height * width} pixels in one {kind}, may be {LARGEST}; "
+            "a .tif of one picture may be larger"
         )
     tiles = -(-height // TILE) * -(-width // TILE)
     if tiles > pyramid.MOST_TILES:
@@ -62,10 +65,13 @@ def _stream(args: argparse.Namespace, path: Path, picture: Picture) -> None:
     def tile(rows: slice, columns: slice) -> np.ndarray:
         return pictures.to_pixels(picture.tile(rows, columns))
 
+    stored = (0, 0)  # tiles, of how many; a bar that is not shown does not count
+
     with tqdm(desc=path.name, unit="tile", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
-            bar.total = total
+            nonlocal stored
+            stored, bar.total = (done, total), total
             bar.update(done - bar.n)
 
         size = (picture.height, picture.width)
@@ -75,11 +81,12 @@ def _stream(args: argparse.Namespace, path: Path, picture: Picture) -> None:
         except OSError as error:
             raise CommandError(f"--out: {(error.strerror or str(error)).removeprefix('path: ')}") from None
         except FloatingPointError:
-            if not bar.n:
+            if not stored[0]:
                 discard(path)
             raise
         except KeyboardInterrupt:
             bar.close()
-            if bar.n:
-                complain(f"stopped: {bar.n} of {bar.total} tiles are in {path}.partial; the same command goes on there")
+            if stored[0]:
+                done, total = stored
+                complain(f"stopped: {done} of {total} tiles are in {path}.partial; the same command goes on there")
             raise

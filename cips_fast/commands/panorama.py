@@ -65,8 +65,8 @@ def _panoramas(args: argparse.Namespace, generator: CIPSGenerator) -> list[tuple
     if not closed and count % 2:
         more = f"{args.seeds[0]},{args.seeds[0] + 1}" if count == 1 else f"{count + 1} of them"
         raise CommandError(
-            f"--seeds: got {count}, must be an even number of seeds, such as {more}: this generator was trained on "
-            "plane images, of which every second one is mirrored"
+            f"--seeds: got {count}, must be an even number of seeds, such as {more}: every second picture on the "
+            "circle is mirrored, so that neighbours meet"
         )
     with options_named(args):
         if not closed:

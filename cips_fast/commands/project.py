@@ -206,7 +206,8 @@ def _project(
         except FloatingPointError as error:
             if str(error) == pictures.NOT_FINITE:
                 raise
-            raise CommandError(f"--learning-rate: {error}") from None
+            reason = str(error).replace("lower learning_rate", "lower it")
+            raise CommandError(f"--learning-rate: {reason}") from None
 
 
 def _write(args: argparse.Namespace, projection: Projection, target: Tensor, known: Tensor, found: Tensor) -> None:

@@ -68,7 +68,9 @@ def _write_sheet(args: argparse.Namespace, renderers: list[Renderer]) -> None:
     """All images in one file."""
     columns = args.columns or math.ceil(math.sqrt(len(renderers)))
     rows = -(-len(renderers) // columns)
-    check_format(args, args.out, rows * renderers[0].height, columns * renderers[0].width, in_memory=True)
+    option = "--columns" if columns > len(renderers) else "--size"
+    size = (rows * renderers[0].height, columns * renderers[0].width)
+    check_format(args, args.out, *size, in_memory=True, option=option)
     with writable(args.out):
         images = [render_pixels(one, f"{number} of {len(renderers)}") for number, one in enumerate(renderers, 1)]
         sheet = pictures.sheet(images, columns)
