@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import math
+import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from . import console
@@ -93,6 +95,14 @@ def numbers(count: int, largest: float = math.inf) -> Callable[[str], tuple[floa
         return values
 
     return parse
+
+
+def png_path(text: str) -> Path:
+    """A reader of the path of a PNG that can be written, for an argument's `type`."""
+    path = Path(text)
+    if path.suffix.lower() != ".png" or not os.path.isdir(path.parent) or os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"got {shown(text)}, must be a .png in a folder that exists")
+    return path
 
 
 def shown(value: object) -> str:
