@@ -3,37 +3,79 @@
 import argparse
 import importlib
 import pkgutil
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
 from . import commands
+from .command_line import Parser, Terminated, is_out_of_memory, terminable
 from .commands.common import CommandError
-from .console import prepare_streams
+from .console import StreamError, complain, flush, prepare_streams
 
 SHARED = ("common", "output")  # modules of commands that are none
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 2 for bad input, with one line on stderr."""
+    """Run a command; 2 for bad input, with one line on stderr.
+
+    130 after Ctrl-C and 143 after SIGTERM, as shells have it.
+    """
     prepare_streams()
-    parser = argparse.ArgumentParser(prog="python -m cips_fast", description="Render what a generator has learned.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    showwarning = warnings.showwarning
+    warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
+    try:
+        with terminable():
+            return _run(argv)
+    except Terminated:
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        warnings.showwarning = showwarning
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run a command; its exit status, after one line on stderr where it failed."""
+    parser, args = parser_of_all(), None
+    try:
+        args = _parsed(parser, argv)
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        return args.run(args)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        return stop.code
+    except (CommandError, FloatingPointError, StreamError, OSError) as error:
+        complain(f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        complain(f"error: not enough memory{args.less_memory}")
+    return 2
+
+
+def _parsed(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return parser.parse_args(argv)
+    except SystemExit:  # after help, which is still in the buffer, or after an error
+        flush()
+        raise
+
+
+def parser_of_all() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="python -m cips_fast", description="Render what a generator has learned.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in command_names():
         module = importlib.import_module(f".commands.{name}", __package__)
         formatter = argparse.RawDescriptionHelpFormatter
         one = subparsers.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=formatter)
         module.add_arguments(one)
-        one.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    try:
-        return args.run(args)
-    except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        one.set_defaults(run=module.run, less_memory=getattr(module, "LESS_MEMORY", ""))
+    return parser
 
 
 def command_names() -> list[str]:
@@ -42,4 +84,7 @@ def command_names() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one would print a traceback while Python exits
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)

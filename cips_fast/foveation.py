@@ -17,6 +17,7 @@ trained generator, 512², a tenth of their pixels, mean PSNR in decibels:
     pull and push, means        36.94        37.03         35.23
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,10 +46,10 @@ def cortical(half_resolution: float = 0.115) -> Falloff:
         half_resolution: e, in half the image's longer side, above 0.
 
     Raises:
-        ValueError: not above 0.
+        ValueError: not above 0, or not finite.
     """
-    if not half_resolution > 0:
-        raise ValueError(f"half_resolution: got {half_resolution}, must be above 0")
+    if not 0 < half_resolution < math.inf:
+        raise ValueError(f"half_resolution: got {half_resolution}, must be above 0 and finite")
     return lambda radius: (1 + radius / half_resolution) ** -2
 
 
@@ -87,7 +88,7 @@ def sample_pixels(
         raise ValueError(f"budget: got {budget}, must be above 0 and at most 1")
     count = round(budget * height * width)
     if count < 1:
-        raise ValueError(f"budget: got {budget}, which is less than one pixel of {height} × {width}")
+        raise ValueError(f"budget: got {budget}, which is less than one pixel of {height}x{width}")
     falloff = cortical() if falloff is None else falloff
     priority = torch.empty(height * width, dtype=torch.float32, device=device)
     rows_at_once = max(1, BAND // width)
@@ -231,8 +232,10 @@ def foveate(
 
 def _density(falloff: Falloff, radius: Tensor) -> Tensor:
     density = falloff(radius)
-    if density.shape != radius.shape or not bool((density >= 0).all()):
-        raise ValueError(f"falloff: it gave {density}, must be at least 0 and of shape {list(radius.shape)}")
+    if density.shape != radius.shape:
+        raise ValueError(f"falloff: it gave shape {list(density.shape)}, must be of shape {list(radius.shape)}")
+    if not bool((density >= 0).all()):
+        raise ValueError("falloff: it gave values that are below 0 or not numbers, must be at least 0")
     return density.float()
 
 

@@ -18,6 +18,7 @@ from .functional import check_choice
 from .generator import CIPSGenerator
 from .grids import WHOLE, Region
 from .perceptual import SMALLEST, perceptual_distance
+from .pictures import NOT_FINITE
 
 SPACES = ("w", "w+")
 SAMPLES = 4096  # latents that tell the mean and the spread of w
@@ -27,6 +28,7 @@ WARMUP = 0.05  # share of the steps in which the learning rate rises
 NOISE_ENDS = 0.75  # share of the steps after which the latent is no longer shaken
 LARGEST_LOOK = 256  # a side, in pixels, of the image that the perceptual distance looks at
 CROP = 64  # a side of the crop that it looks at where a step does not render the whole image
+LARGEST_SEED = 2**64 - 1  # that PyTorch's generators take
 LARGEST_COLOUR = 10.0  # nominally 1; a generator may go beyond, bytes go farther
 
 
@@ -47,7 +49,15 @@ class Projection:
 
     def render(self, height: int, width: int, region: Region = WHOLE) -> Tensor:
         """The image of any size that the latent stands for, float32 [3, height, width]; see `cips_fast.render`."""
-        return render.image(self.generator, self.w[0], height, width, region)
+        return render.image(self.generator, self.w, height, width, region)
+
+
+class Stopped(KeyboardInterrupt):
+    """An inversion was interrupted after at least one step; `projection` is what it had found by then."""
+
+    def __init__(self, projection: Projection):
+        super().__init__()
+        self.projection = projection
 
 
 Callback = Callable[[dict[str, float]], None]
@@ -101,7 +111,9 @@ def project(
     Raises:
         ValueError: an argument that is none of the above, or a mask that leaves nothing known.
         ImportError: a perceptual distance without its packages.
-        FloatingPointError: the loss is no longer finite; a smaller learning rate helps.
+        FloatingPointError: the loss is no longer finite, for which a smaller learning rate helps; or the generator's
+            colours are not from the beginning.
+        Stopped: a KeyboardInterrupt came after the first step.
     """
     settings = _Settings(space, steps, learning_rate, pixels_per_step, prior, noise, starts, seed)
     if perceptual < 0 or not math.isfinite(perceptual):
@@ -147,7 +159,7 @@ def project_points(
         others: as in `project`; the fewer the points, the more a larger `prior` helps.
 
     Raises:
-        ValueError, FloatingPointError: as in `project`.
+        ValueError, FloatingPointError, Stopped: as in `project`.
     """
     settings = _Settings(space, steps, learning_rate, pixels_per_step, prior, noise, starts, seed)
     dims = generator.native_grid().shape[-1]
@@ -188,6 +200,8 @@ class _Settings:
             raise ValueError(f"pixels_per_step: got {self.pixels_per_step}, must be at least 1, or None for all")
         if not 0 <= self.starts <= SAMPLES:
             raise ValueError(f"starts: got {self.starts}, must be 0 to {SAMPLES}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed: got {self.seed}, must be 0 to {LARGEST_SEED}")
         for name in ("prior", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}, must be at least 0")
@@ -309,20 +323,27 @@ def _descend(
         mean, spread, samples = _latents(generator, rng)
         v = _start(generator, points, mean, spread, samples, settings, rng).requires_grad_()
         optimizer = torch.optim.Adam([v], lr=settings.learning_rate)
-        for step in range(settings.steps):
-            optimizer.param_groups[0]["lr"] = settings.rate(step)
-            shaken = v + settings.shake(step) * torch.randn(v.shape, generator=rng).to(v)
-            terms = errors(mean + spread * shaken, rng) | {"prior": v.square().mean()}
-            loss = sum(weights[name] * term for name, term in terms.items())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append({"step": step, "loss": loss.item()} | {name: term.item() for name, term in terms.items()})
-            if not math.isfinite(losses[-1]["loss"]):
-                raise FloatingPointError(f"the loss is {losses[-1]['loss']} at step {step}: lower learning_rate")
-            if callback is not None:
-                callback(losses[-1])
-    return Projection(generator, (mean + spread * v).detach(), losses)
+        try:
+            for step in range(settings.steps):
+                optimizer.param_groups[0]["lr"] = settings.rate(step)
+                shaken = v + settings.shake(step) * torch.randn(v.shape, generator=rng).to(v)
+                terms = errors(mean + spread * shaken, rng) | {"prior": v.square().mean()}
+                loss = sum(weights[name] * term for name, term in terms.items())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                entry = {"step": step, "loss": loss.item()} | {name: term.item() for name, term in terms.items()}
+                if not math.isfinite(entry["loss"]):
+                    raise FloatingPointError(f"the loss is {entry['loss']} at step {step}: lower learning_rate")
+                kept = (mean + spread * v).detach()
+                losses.append(entry)
+                if callback is not None:
+                    callback(entry)
+        except KeyboardInterrupt as stop:
+            if not losses:
+                raise
+            raise Stopped(Projection(generator, kept, losses)) from stop
+    return Projection(generator, kept, losses)
 
 
 @contextmanager
@@ -363,6 +384,9 @@ def _start(
     """The best of the mean and some samples, whitened, [1, S], or the same for every layer [1, num_layers, S]."""
     tried = torch.cat([mean[None], samples[: settings.starts]])
     some = points.some(START_POINTS, rng)
-    best = torch.cat([some.errors(generator, w) for w in tried.split(START_BATCH)]).argmin()
+    errors = torch.cat([some.errors(generator, w) for w in tried.split(START_BATCH)])
+    if not errors.isfinite().any():
+        raise FloatingPointError(NOT_FINITE)
+    best = errors.nan_to_num(math.inf).argmin()
     v = ((tried[best] - mean) / spread)[None]
     return v if settings.space == "w" else v[:, None].repeat(1, generator.num_layers, 1)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import secrets
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from types import TracebackType
 
 import numpy as np
 from PIL import Image
+
+from .atomic import PARTIAL, sync_folder
 
 CRF = 18  # H.264's constant rate factor, 0 to 51: from about here on the loss is hard to see
 WEBP_QUALITY = 90
@@ -41,8 +44,9 @@ class Movie:
             for frame in frames:
                 movie.add(frame)
 
-    Frames go to `partial`, walk.partial.mp4, which is moved to the path when the movie is whole. If the block ends with
-    an exception (Ctrl-C among them), the frames so far are left there as a movie that plays, the path as it was.
+    Frames go to a file of this movie alone, which is moved to the path when the movie is whole. If the block ends with
+    an exception (Ctrl-C among them), the frames so far are moved to `partial`, walk.partial.mp4, as a movie that plays;
+    the path is as it was.
 
     MP4 is H.264 in yuv420p with BT.709 colours. It is encoded as the frames come, in memory that does not grow with the
     movie. GIF, of 256 colours a frame, and WebP repeat for ever. Pillow makes them, and needs all frames first: until
@@ -55,17 +59,22 @@ class Movie:
 
     Raises:
         ValueError: an argument that the format does not hold.
-        FileNotFoundError: the folder does not exist.
+        OSError: the folder does not exist, or a name is too long.
         ImportError: MP4 without imageio-ffmpeg.
     """
 
     def __init__(self, path: str | Path, fps: float | Fraction, height: int, width: int):
         self.path = Path(path)
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
+        own = f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{self.path.suffix}"  # two writers of one path never mix
+        self.temporary = self.path.with_name(own)
         self.fps, self.height, self.width = _checked(self.path, fps, height, width), height, width
         self.frames = 0
+        self.left = False  # whether frames were left at `partial`
         if not self.path.absolute().parent.is_dir():
             raise FileNotFoundError(f"path: got {str(path)!r}, whose folder does not exist")
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(self.partial)  # its name may be too long, which must not be found out at the end
         self._encoder = _H264(self) if self.path.suffix.lower() == ".mp4" else _Animation(self)
 
     def add(self, frame: np.ndarray) -> None:
@@ -95,8 +104,8 @@ class Movie:
         if not self.frames:
             self._drop()
             raise ValueError(f"frames: got none for {str(self.path)!r}, must be at least 1")
-        self._finish()
-        os.replace(self.partial, self.path)
+        self._finish(self.path)
+        self.partial.unlink(missing_ok=True)  # of an interrupted movie, which this one replaces
 
     def __enter__(self) -> "Movie":
         return self
@@ -111,20 +120,25 @@ class Movie:
         elif self._encoder is not None:
             # What cannot be finished either is not what the user has to hear about.
             with contextlib.suppress(OSError):
-                self._finish()
+                self._finish(self.partial)
+                self.left = True
 
-    def _finish(self) -> None:
+    def _finish(self, path: Path) -> None:
         try:
             self._encoder.finish()
+            with open(self.temporary, "r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(self.temporary, path)
         except BaseException:
             self._drop()
             raise
         self._encoder = None
+        sync_folder(path.parent)
 
     def _drop(self) -> None:
         self._encoder.abort()
         self._encoder = None
-        self.partial.unlink(missing_ok=True)
+        self.temporary.unlink(missing_ok=True)
 
 
 class _H264:
@@ -173,7 +187,8 @@ class _H264:
 
     def _failure(self) -> OSError:
         self.messages.seek(0)
-        said = self.messages.read().decode(errors="replace").strip() or f"exit status {self.process.returncode}"
+        lines = self.messages.read().decode(errors="replace").strip().splitlines()
+        said = "; ".join(lines) or f"exit status {self.process.returncode}"
         return OSError(f"ffmpeg cannot write {str(self.movie.path)!r}: {said}")
 
 
@@ -195,7 +210,10 @@ def _h264_options(movie: Movie) -> list[str]:
     tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
     video = f"-vf scale=out_color_matrix=bt709:out_range=tv,{tags} -pix_fmt yuv420p -c:v libx264 -crf {CRF}"
     # The index in front: a browser can begin before it has all.
-    return [*f"-loglevel error -y {raw} -an {video} -movflags +faststart -f mp4".split(), str(movie.partial.absolute())]
+    return [
+        *f"-loglevel error -y {raw} -an {video} -movflags +faststart -f mp4".split(),
+        str(movie.temporary.absolute()),
+    ]
 
 
 class _Animation:
@@ -218,7 +236,7 @@ class _Animation:
         options = {"format": "GIF"} if self.gif else {"format": "WEBP", "quality": WEBP_QUALITY, "method": 4}
         first, *others = self.images
         first.save(
-            self.movie.partial,
+            self.movie.temporary,
             save_all=True,
             append_images=others,
             duration=_durations(len(self.images), self.movie.fps, unit=10 if self.gif else 1),

@@ -28,6 +28,7 @@ try:
 except ImportError:  # Windows: nothing keeps two writers of one image apart
     fcntl = None
 
+ENDING = ".partial"  # of the folder's name
 RECORD = struct.Struct("<II")
 
 
@@ -56,17 +57,14 @@ class PartialTiff:
         description: str | None = None,
     ) -> None:
         self.path = path
-        self.folder = path.with_name(path.name + ".partial")
+        self.folder = path.with_name(path.name + ENDING)
         self._grids = [(-(-height // tile_size), -(-width // tile_size)) for height, width in levels]
         self._starts, self._lengths = array("Q"), array("I")  # of each stored tile's bytes, in the records' order
         self._end = 0
         self._longest = 2 * 3 * tile_size**2  # deflate adds far less to what it cannot make shorter
         self._check_place()
-        with self._explained():
-            self.folder.mkdir(exist_ok=True)
-            self._file = open(self.folder / "tiles.tif", "a+b", buffering=0)  # noqa: SIM115, closed by __exit__
+        self._open()
         try:
-            self._lock()
             first = self._first_record(key)
             with self._explained():
                 if first is None:
@@ -127,9 +125,12 @@ class PartialTiff:
                     page.tags["TileOffsets"].overwrite(offsets.ravel().tolist())
                     page.tags["TileByteCounts"].overwrite(sizes.ravel().tolist())
             os.fsync(self._file.fileno())
-            self._file.close()
+            if fcntl is None:  # Windows moves no open file; elsewhere the lock is kept until all is in place
+                self._file.close()
             os.replace(data, self.path)
-            (self.folder / "key.json").unlink()
+            if not data.exists():  # else another writer has begun the next image there, and the key is its own
+                (self.folder / "key.json").unlink(missing_ok=True)
+            self._file.close()
         with contextlib.suppress(OSError):  # somebody put a file there, or has begun the same image anew
             self.folder.rmdir()
 
@@ -139,8 +140,29 @@ class PartialTiff:
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"path: got {str(self.path)!r}, but there is no folder {str(self.path.parent)!r}")
 
+    def _open(self) -> None:
+        """Open the file of tiles, and keep other writers out until it is closed."""
+        while True:
+            with self._explained():
+                self.folder.mkdir(exist_ok=True)
+                self._file = open(self.folder / "tiles.tif", "a+b", buffering=0)  # noqa: SIM115, closed by __exit__
+            try:
+                self._lock()
+                if self._is_in_place():
+                    return
+            except BaseException:
+                self._file.close()
+                raise
+            self._file.close()
+
+    def _is_in_place(self) -> bool:
+        """Whether no other writer moved the file to its path between its opening and its locking."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.folder / "tiles.tif"))
+        except FileNotFoundError:
+            return False
+
     def _lock(self) -> None:
-        """Keep other writers out until the file is closed."""
         if fcntl is None:
             return
         try:
@@ -161,7 +183,7 @@ class PartialTiff:
             raise ValueError(
                 f"path: {str(self.folder / 'key.json')!r} is damaged ({error}); delete the folder"
             ) from None
-        if os.fstat(self._file.fileno()).st_size < first:
+        if os.fstat(self._file.fileno()).st_size <= first:  # no tile, and so nothing that another key could spoil
             return None
         different = [name for name in sorted(key.keys() | found.keys()) if key.get(name) != found.get(name)]
         if different:
@@ -230,6 +252,15 @@ class PartialTiff:
                 message += f"; {len(self):,} of {self.total:,} tiles are stored there, in {self._end:,} bytes of about "
                 message += f"{estimate:,}, and the same call goes on from them"
             raise OSError(error.errno, message) from error
+
+
+def discard(path: Path) -> None:
+    """Remove what `PartialTiff` keeps of an unfinished image."""
+    folder = path.with_name(path.name + ENDING)
+    with contextlib.suppress(OSError):  # what cannot be removed is found, and named, by the next call
+        for name in ("key.json", "tiles.tif"):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _directories(levels: Sequence[tuple[int, int]], tile_size: int, description: str | None) -> bytes:

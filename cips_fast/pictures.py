@@ -11,12 +11,20 @@ from .atomic import whole_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {"compression": "tiff_deflate"}}
+NOT_FINITE = "colours are not finite: the network has weights that are not finite, or truncation is too large"
 LONGEST = {"JPEG": 65500, "WEBP": 16383}  # a side, in pixels, that the format holds
 
 
 def to_pixels(rgb: Tensor) -> np.ndarray:
-    """Colours, nominally in [-1, 1], [3, H, W] -> uint8 [H, W, 3], rounded; what lies beyond is clipped."""
-    pixels = rgb.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    """Colours, nominally in [-1, 1], [3, H, W] -> uint8 [H, W, 3], rounded; what lies beyond is clipped.
+
+    Raises:
+        FloatingPointError: a colour is infinite or not a number, which no byte can show.
+    """
+    rgb = rgb.detach().float()
+    if not bool(rgb.isfinite().all()):
+        raise FloatingPointError(NOT_FINITE)
+    pixels = rgb.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 

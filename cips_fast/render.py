@@ -72,7 +72,8 @@ class Renderer(Picture):
 
     Args:
         generator: in eval mode.
-        w: style latent, [S], or one a layer [num_layers, S].
+        w: of one picture: style latent [S] or [1, S], or one a layer [1, num_layers, S]. [num_layers, S] is read as one
+            a layer too, with a warning: latents of `num_layers` pictures have the same shape.
         height, width: of the whole image, in pixels.
         region: (x0, y0, x1, y1), what the image shows; [-1, 1]² was trained. Beyond that a warning is given: the
             Fourier features go on, of the embedding there is but the border. On a cylinder x goes round.
@@ -92,11 +93,9 @@ class Renderer(Picture):
         *,
         dtype: torch.dtype = torch.float32,
     ):
-        layers, features = generator.num_layers, generator.style_features
-        if tuple(w.shape) not in ((features,), (layers, features)):
-            raise ValueError(f"w: got shape {list(w.shape)}, must be [{features}] or [{layers}, {features}]")
+        w = one_latent(w, generator)
         check_region(region, generator.geometry)
-        self.generator, self.w, self.dtype = generator, w[None], dtype
+        self.generator, self.w, self.dtype = generator, w, dtype
         self.height, self.width = height, width
         self.x, self.y = grids.axes(height, width, region, geometry=generator.geometry)
 
@@ -105,6 +104,30 @@ class Renderer(Picture):
 
     def fingerprint(self) -> str:
         return digest(self.generator, self.dtype, self.w, self.x, self.y)
+
+
+def one_latent(w: Tensor, generator: CIPSGenerator) -> Tensor:
+    """The latent of one picture, given as `Renderer` takes it, as a batch: [1, S] or [1, num_layers, S].
+
+    Raises:
+        ValueError: another shape, such as that of several latents.
+    """
+    layers, features = generator.num_layers, generator.style_features
+    shape = tuple(w.shape)
+    if shape in ((features,), (layers, features)):
+        if len(shape) == 2 and layers > 1:
+            warnings.warn(
+                f"w: {list(shape)} is read as one latent a layer, of one picture; to say so give w[None], "
+                f"[1, {layers}, {features}], and of several pictures' latents give one, w[i]",
+                stacklevel=3,
+            )
+        return w[None]
+    if shape in ((1, features), (1, layers, features)):
+        return w
+    several = ": give one picture's latent, w[i]" if w.dim() > 1 and w.shape[-1] == features else ""
+    raise ValueError(
+        f"w: got shape {list(shape)}, must be [{features}], [1, {features}] or [1, {layers}, {features}]{several}"
+    )
 
 
 @torch.no_grad()
@@ -159,11 +182,11 @@ def check_region(region: Region, geometry: str) -> None:
     """
     x0, y0, x1, y1 = region
     if not all(abs(edge) < float("inf") for edge in region) or x0 == x1 or y0 == y1:
-        raise ValueError(f"region: got {region}, must be x0,y0,x1,y1 with x0 ≠ x1 and y0 ≠ y1")
+        raise ValueError(f"region: got {region}, must be x0,y0,x1,y1 with x0 != x1 and y0 != y1")
     beyond = max(abs(y0), abs(y1)) > 1 or (geometry == "plane" and max(abs(x0), abs(x1)) > 1)
     if beyond:
         warnings.warn(
-            f"region: {region} goes beyond the trained [-1, 1]²: what lies there was never seen", stacklevel=3
+            f"region: {region} goes beyond the trained -1,-1,1,1: what lies there was never seen", stacklevel=3
         )
 
 

@@ -129,7 +129,7 @@ def zoom(start: Region, end: Region, frames: int) -> list[Region]:
     _check_frames(frames)
     for name, region in (("start", start), ("end", end)):
         if not all(map(math.isfinite, region)) or not all(_sides(region)):
-            raise ValueError(f"{name}: got {region}, must be finite (x0, y0, x1, y1) with x0 ≠ x1 and y0 ≠ y1")
+            raise ValueError(f"{name}: got {region}, must be finite (x0, y0, x1, y1) with x0 != x1 and y0 != y1")
     ratios = [last / first for first, last in zip(_sides(start), _sides(end), strict=True)]
     if min(ratios) <= 0:
         raise ValueError(f"end: got {end}, which is mirrored against {start}, must be the same way round")

@@ -6,7 +6,6 @@ the centre, to its colour. Here a latent modulates the weights of every layer, a
     python examples/cppn.py --latents 12 --seed 0 --out cppn.png
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cips_fast import ModFC, functional, grids
+from cips_fast.command_line import Parser, png_path, whole_number
 
 
 class CPPN(nn.Module):
@@ -70,25 +70,26 @@ def coordinates(size: int, zoom: float = 3.0) -> Tensor:
 
 
 def contact_sheet(pictures: Tensor) -> Image.Image:
-    """Pictures in [0, 1], [B, H, W, 3], row by row in a grid about as wide as high; places left over are black."""
+    """Pictures in [0, 1], [B, H, W, 3], row by row in a grid about as wide as high; places left over are white."""
     count, height, width, _ = pictures.shape
     columns = next(n for n in range(1, count + 1) if n * n >= count)
     rows = -(-count // columns)
-    sheet = pictures.new_zeros(rows * columns, height, width, 3)
+    sheet = pictures.new_ones(rows * columns, height, width, 3)
     sheet[:count] = pictures
     sheet = sheet.view(rows, columns, height, width, 3).transpose(1, 2).reshape(rows * height, columns * width, 3)
     return Image.fromarray((sheet * 255).round().byte().cpu().numpy())
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--latents", type=int, default=12, help="how many patterns (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the latents (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="a pattern's side in pixels (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("cppn.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--backend", default="auto", choices=functional.BACKENDS, help="default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = Parser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--latents", type=whole_number(1, 10_000), default=12, help="how many patterns (default: %(default)s)")
+    add("--seed", type=whole_number(0, 2**64 - 1), default=0, help="of the weights and latents (default: %(default)s)")
+    add("--size", type=whole_number(1, 8192), default=256, help="a pattern's side in pixels (default: %(default)s)")
+    add("--out", type=png_path, default=Path("cppn.png"), help="the picture (default: %(default)s)")
+    add("--backend", default="auto", choices=functional.BACKENDS, help="default: %(default)s")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
 
     torch.manual_seed(options.seed)

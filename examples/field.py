@@ -7,7 +7,6 @@ it, the field's rendering, and the renderings of latents half-way between a scen
     python examples/field.py --steps 600 --scenes 6 --out field.png
 """
 
-import argparse
 import colorsys
 import math
 import time
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cips_fast import ModFC, functional, grids
+from cips_fast.command_line import Parser, png_path, whole_number
 
 NEAR, FAR, SAMPLES, DISTANCE = 1.6, 4.0, 32, 2.8  # along a ray, and of the eye from the centre
 Z = 16  # entries of a latent
@@ -140,15 +140,16 @@ def views(field, latents: Tensor, size: int) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=600, help="of training (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=6, help="how many (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=96, help="a view's side in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the rays (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("field.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--backend", default="auto", choices=functional.BACKENDS, help="default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the field")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser = Parser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--steps", type=whole_number(1, 1_000_000), default=600, help="of training (default: %(default)s)")
+    add("--scenes", type=whole_number(1, 1000), default=6, help="how many (default: %(default)s)")
+    add("--size", type=whole_number(1, 2048), default=96, help="a view's side in pixels (default: %(default)s)")
+    add("--seed", type=whole_number(0, 2**64 - 1), default=0, help="of the weights and the rays (default: %(default)s)")
+    add("--out", type=png_path, default=Path("field.png"), help="the picture (default: %(default)s)")
+    add("--backend", default="auto", choices=functional.BACKENDS, help="default: %(default)s")
+    add("--compile", action="store_true", help="torch.compile the field")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     options = parser.parse_args(arguments)
 
     torch.manual_seed(options.seed)

@@ -83,9 +83,29 @@ def test_picture(name, tmp_path):
     assert pixels.shape == (rows * side, columns * side, 3)
     pieces = tiles(pixels, side)
     if name == "cppn":
-        assert (pieces.pop() == 0).all()  # five patterns on six places
+        assert (pieces.pop() == 255).all()  # five patterns on six places
     assert min(piece.std(axis=(0, 1)).max() for piece in pieces) > 2
     assert len({piece.tobytes() for piece in pieces}) == len(pieces)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("cppn", ["--latents", "0"], "--latents: got 0, must be at least 1"),
+        ("cppn", ["--size", "-1"], "--size: got -1, must be at least 1"),
+        ("cppn", ["--seed", str(2**64)], "--seed: got 18446744073709551616, must be at least 0"),
+        ("cppn", ["--out", "nowhere/x.png"], "--out: got 'nowhere/x.png', must be a .png in a folder that exists"),
+        ("field", ["--steps", "0"], "--steps: got 0, must be at least 1"),
+        ("field", ["--scenes", "0"], "--scenes: got 0, must be at least 1"),
+        ("field", ["--size", "many"], "--size: got 'many', must be a whole number"),
+        ("field", ["--out", "x.bmp"], "--out: got 'x.bmp', must be a .png in a folder that exists"),
+    ],
+)
+def test_a_bad_value_is_one_line(capsys, name, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        EXAMPLES[name].main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
 
 
 @each_example

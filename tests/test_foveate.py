@@ -72,13 +72,16 @@ def test_an_error_without_a_number_is_null(saved, tmp_path, capsys):
     [
         (["--gaze", "2,0"], "--gaze: got (2.0, 0.0), must be two numbers from -1 to 1"),
         (["--gaze", "2"], "got '2', must be 2 numbers"),
-        (["--budget", "0"], "--budget: got 0.0, must be above 0"),
+        (["--budget", "0"], "--budget: got 0.0, must be more than 0 and at most 1"),
         (["--budget", "1e-9"], "--budget: got 1e-09, which is less than one pixel"),
-        (["--falloff", "-1"], "--falloff: got -1.0, must be above 0"),
+        (["--falloff", "-1"], "--falloff: got -1.0, must be more than 0"),
         (["--seeds", "0-1"], "--seed: got 2 of them, must be one"),
         (["--out", "picture.bmp"], "--out: got 'picture.bmp', must end in one of .png"),
         (["--out", "{folder}/tiny.safetensors/x.png"], "which cannot be written"),
-        (["--progressive", "{folder}/tiny.safetensors"], "tiny.safetensors', which is no folder"),
+        (
+            ["--progressive", "{folder}/tiny.safetensors"],
+            "--progressive: got '{folder}/tiny.safetensors', which ",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )
@@ -90,5 +93,6 @@ def test_bad_input_is_one_line(saved, tmp_path, capsys, monkeypatch, arguments, 
     except SystemExit as stop:  # argparse's own
         status = stop.code
     assert status == 2
-    assert words in capsys.readouterr().err.splitlines()[-1]
+    (error,) = capsys.readouterr().err.splitlines()
+    assert words.format(folder=tmp_path) in error
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]

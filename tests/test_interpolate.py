@@ -134,7 +134,7 @@ def test_a_mixing_matrix_shows_its_sources_at_the_edges(source, tmp_path, capsys
         assert_same(cell(row + 1, 0), rendered(generator, early, height=20, width=20))
         for column, late in enumerate(columns):
             mixed = torch.cat([early.expand(3, -1), late.expand(generator.num_layers - 3, -1)])
-            assert_same(cell(row + 1, column + 1), rendered(generator, mixed, height=20, width=20))
+            assert_same(cell(row + 1, column + 1), rendered(generator, mixed[None], height=20, width=20))
     for column, late in enumerate(columns):
         assert_same(cell(0, column + 1), rendered(generator, late, height=20, width=20))
     record = json.loads(capsys.readouterr().out)
@@ -180,8 +180,8 @@ def test_a_zoom_beyond_the_trained_area_warns_once(source, tmp_path, capsys):
         (["--seeds", "4"], "--seeds: got 4 alone, a walk leads through 2 or more"),
         (["--zoom", "0"], r"--zoom: got 0\.0, must be a positive number"),
         (["--zoom", "4", "--region", "0,0,0,1"], r"--region: got \(0\.0, 0\.0, 0\.0, 1\.0\), must be"),
-        (["--zoom", "4", "--loop"], "--loop: cannot be had with --zoom"),
-        (["--mix", "4", "--loop"], "--loop: cannot be had with --mix"),
+        (["--zoom", "4", "--loop"], "--loop: cannot be combined with --zoom"),
+        (["--mix", "4", "--loop"], "--loop: cannot be combined with --mix"),
         (["--pan", "2,0", "--loop"], "--loop: with --pan 2,0 needs whole turns of a panorama"),
         (["--center", "0,0"], "--center: needs --zoom"),
         (["--crossover", "2"], "--crossover: needs --mix"),

@@ -142,7 +142,7 @@ def test_ctrl_c_does_not_reach_ffmpeg(tmp_path):
 def test_what_ffmpeg_complains_of_is_passed_on(tmp_path, monkeypatch, when):
     program = tmp_path / "ffmpeg"
     read = "" if when == "at once" else "cat > /dev/null\n"
-    program.write_text(f"#!/bin/sh\n{read}touch {tmp_path}/walk.partial.mp4\necho No space left >&2\nexit 1\n")
+    program.write_text(f'#!/bin/sh\n{read}for last; do :; done\ntouch "$last"\necho No space left >&2\nexit 1\n')
     program.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
     with pytest.raises(OSError, match=r"ffmpeg cannot write .*walk\.mp4': No space left$"):

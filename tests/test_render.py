@@ -119,6 +119,18 @@ def test_a_bicubic_embedding(kind):
     assert generator.encoding.embedding.shape[0] == 8
 
 
+def test_a_latent_is_that_of_one_picture():
+    generator = generator_of("plane")
+    w = generator.mapping(torch.randn(1, 16))
+    per_layer = torch.randn(1, generator.num_layers, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(render.image(generator, w, 4, 4), render.image(generator, w[0], 4, 4))
+        wanted = render.image(generator, per_layer, 4, 4)
+    with pytest.warns(UserWarning, match=r"w: \[7, 16\] is read as one latent a layer"):
+        assert torch.equal(render.image(generator, per_layer[0], 4, 4), wanted)
+
+
 def test_tiles_cover_an_image_once():
     seen = torch.zeros(10, 7)
     for rows, columns in render.tiles(10, 7, 4):
@@ -140,7 +152,9 @@ def test_what_was_never_trained_is_rendered_with_a_warning():
     [
         ({"height": 0}, "height: got 0, must be at least 1"),
         ({"width": -3}, "width: got -3, must be at least 1"),
-        ({"w": torch.zeros(1, 16)}, r"w: got shape \[1, 16\], must be \[16\] or \[7, 16\]"),
+        ({"w": torch.zeros(3, 16)}, r"w: got shape \[3, 16\], must be \[16\], \[1, 16\] or \[1, 7, 16\]: give one"),
+        ({"w": torch.zeros(2, 7, 16)}, r"w: got shape \[2, 7, 16\], .*: give one picture's latent, w\[i\]"),
+        ({"w": torch.zeros(17)}, r"w: got shape \[17\], must be \[16\], \[1, 16\] or \[1, 7, 16\]$"),
         ({"region": (0, 0, 0, 1)}, r"region: got \(0, 0, 0, 1\)"),
         ({"region": (0, 0, float("nan"), 1)}, "region: got"),
     ],

@@ -9,7 +9,7 @@ again.
 """
 
 import argparse
-import math
+import contextlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import pictures
 from ..anytime import progressive
+from ..command_line import number, numbers
 from ..foveation import Foveated, cortical, foveate
 from ..render import Renderer
 from .common import (
@@ -26,16 +27,18 @@ from .common import (
     add_out,
     add_source,
     add_view,
-    check_writable,
     chosen_latents,
     open_generator,
-    parse_numbers,
+    options_named,
     renderers_of,
     save_picture,
     say,
+    writable,
 )
+from .output import check_format
 
 HELP = "few pixels, most of them where one looks; or an image from coarse to fine"
+LESS_MEMORY = ": use a smaller --size; all of the picture is held in memory"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,13 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_view(parser)
     add_out(parser, "foveated.png", "the picture")
     parser.add_argument(
-        *("--gaze",), type=parse_numbers(2), default=(0.0, 0.0), metavar="X,Y",
-        help="where one looks, -1,-1 (first pixel) to 1,1 (last); --gaze=… where it begins with a minus (default: 0,0)",
+        *("--gaze",), type=numbers(2), default=(0.0, 0.0), metavar="X,Y",
+        help="where one looks, from -1,-1 (first pixel) to 1,1 (last pixel) (default: 0,0)",
     )  # fmt: skip
-    parser.add_argument("--budget", type=float, default=0.1, help="share of the pixels to compute (%(default)s)")
     parser.add_argument(
-        *("--falloff",), type=float, default=0.115, metavar="R",
-        help="how far away resolution halves, in half the longer side (%(default)s: 2.3° of an image of 40°)",
+        "--budget", type=number(0, 1, above=True), default=0.1, help="share of the pixels to compute (%(default)s)"
+    )
+    parser.add_argument(
+        *("--falloff",), type=number(0, 1000, above=True), default=0.115, metavar="R",
+        help="how far away resolution halves, in half the longer side (%(default)s: 2.3 of 40 degrees)",
     )  # fmt: skip
     parser.add_argument("--compare", action="store_true", help="compute the full picture too, and the error")
     parser.add_argument("--progressive", type=Path, metavar="FOLDER", help="write a picture a pass, coarse to fine")
@@ -64,7 +69,23 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"--{'latents' if args.latents else 'seed'}: got {count} of them, must be one")
     generator = open_generator(args)
     renderer = renderers_of(args, generator, chosen_latents(args, generator))[0]
-    _check(args, renderer)
+    check_format(args, args.out, renderer.height, renderer.width, in_memory=True)
+    with writable(args.out, _beside(args.out, "mask"), _beside(args.out, "full")), _passes_writable(args):
+        record = _write(args, renderer)
+    say(record)
+    return 0
+
+
+def _passes_writable(args: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """Raise CommandError before anything is computed that cannot be written."""
+    if args.progressive is None:
+        return contextlib.nullcontext()
+    folder = args.progressive
+    return writable(folder / "pass-0-every-64.png", option="--progressive", given=folder)
+
+
+def _write(args: argparse.Namespace, renderer: Renderer) -> dict:
+    """Render and write all pictures; what there is to say about them."""
     foveated, seconds = _foveate(args, renderer)
     save_picture(args.out, _pixels(foveated.image))
     save_picture(_beside(args.out, "mask"), _pixels(foveated.evaluated[..., None].expand(-1, -1, 3) * 2.0 - 1))
@@ -74,52 +95,28 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         full = renderer.image().permute(1, 2, 0) if full is None else full
         save_picture(_beside(args.out, "full"), _pixels(full))
-        record |= _error(foveated, full)
-    say(record)
-    return 0
-
-
-def _check(args: argparse.Namespace, renderer: Renderer) -> None:
-    """Raise CommandError before anything is computed that cannot be written."""
-    try:
-        pictures.format_of(args.out, renderer.height, renderer.width)
-    except ValueError as error:
-        raise CommandError(f"--{error}") from None
-    check_writable(args.out)
-    if args.progressive:
-        try:
-            args.progressive.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            folder = str(args.progressive)
-            raise CommandError(f"--progressive: got {folder!r}, which is no folder ({error.strerror})") from None
+        record |= {name: round(error, 6) for name, error in asdict(foveated.error(full)).items()}
+    return record
 
 
 def _foveate(args: argparse.Namespace, renderer: Renderer) -> tuple[Foveated, float]:
     """The picture, and the seconds that it took."""
     started = time.perf_counter()
-    try:
+    with options_named(args):
         falloff = cortical(args.falloff)
         foveated = foveate(renderer.pixels, renderer.height, renderer.width, args.gaze, args.budget, falloff=falloff)
-    except ValueError as error:
-        raise CommandError(f"--{error}".replace("--half_resolution", "--falloff")) from None
     return foveated, time.perf_counter() - started
 
 
 def _passes(renderer: Renderer, folder: Path) -> Tensor:
     """Write every pass, say when it was there, and return the last one, [H, W, 3]."""
     started = time.perf_counter()
-    for number, one in enumerate(progressive(renderer.pixels, renderer.height, renderer.width)):
+    for index, one in enumerate(progressive(renderer.pixels, renderer.height, renderer.width)):
         seconds = round(time.perf_counter() - started, 3)
-        path = folder / f"pass-{number}-every-{one.spacing}.png"
-        save_picture(path, _pixels(one.image))
+        path = folder / f"pass-{index}-every-{one.spacing}.png"
+        save_picture(path, _pixels(one.image), "--progressive")
         say({"file": str(path), "pixels": one.evaluated, "of": one.total, "seconds": seconds})
     return one.image
-
-
-def _error(foveated: Foveated, full: Tensor) -> dict[str, float | None]:
-    """The error's numbers, null where JSON has none: no difference at all, or a region without pixels."""
-    numbers = asdict(foveated.error(full))
-    return {name: round(number, 6) if math.isfinite(number) else None for name, number in numbers.items()}
 
 
 def _beside(path: Path, name: str) -> Path:

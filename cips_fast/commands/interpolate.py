@@ -13,8 +13,6 @@ the sources. An MP4 is encoded as frames come; a GIF or a WebP holds all of them
 import argparse
 import contextlib
 import itertools
-import math
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,18 +24,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import pictures, walks
+from ..command_line import numbers, whole_number
+from ..console import complain
 from ..generator import CIPSGenerator
 from ..grids import Region
-from ..movie import LIMITS, Movie
-from ..render import Renderer, check_region, with_bicubic_embedding
+from ..movie import LIMITS, SLOWEST, Movie
+from ..render import Renderer, check_region
 from . import common
-from .common import CommandError
+from .common import CommandError, options_named
+from .output import check_format
 
 HELP = "walks from seed to seed, zooms and pans as a movie; styles mixed"
 WALK_SEEDS, CAMERA_SEEDS, MIX_SEEDS = list(range(8)), [0], list(range(4))
 EARLY = 0.25  # share of the layers that a row of the matrix decides: shapes mostly, and colours are the column's
-# Options that set what the library calls otherwise.
-OPTION_OF = {"path": "out", "height": "size: height", "width": "size: width", "factor": "zoom", "start": "region"}
+MOST_FRAMES = 100_000  # whose latents are held in memory
+# The smallest and the largest number that an option takes.
+RANGES = {
+    "seconds": (0.001, 1e6),
+    "fps": (SLOWEST, max(limits.fastest for limits in LIMITS.values())),
+    "zoom": (1e-6, 1e9),
+}
+LESS_MEMORY = ": use a smaller --size, fewer --seconds, or an .mp4, which is encoded as frames come"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,24 +57,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(out=None)
     add = parser.add_argument
     add("--kind", choices=walks.KINDS, default="spline", help="of walk (%(default)s)")
-    add("--loop", action="store_true", help="go on from the last seed to the first, without a seam")
+    add("--loop", action="store_true", help="return from the last seed to the first, without a seam")
     add("--seconds", type=float, default=8.0, help="length of the movie (%(default)s)")
     add("--fps", type=float, default=24.0, help="frames a second (%(default)s)")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--zoom", type=float, metavar="FACTOR", help="magnify up to this, at constant speed")
     modes.add_argument(
-        *("--pan",), type=common.parse_numbers(2), metavar="X,Y", help="move the view by this; 2 is the whole width"
-    )
+        *("--pan",), type=numbers(2, common.FARTHEST), metavar="X,Y",
+        help="move the view by this; 2 is the whole width",
+    )  # fmt: skip
     modes.add_argument(
         *("--mix",), type=common.parse_seeds, metavar="N-M,K", help="picture of --seeds mixed with these seeds"
     )
     add(
-        *("--center",), type=common.parse_numbers(2), metavar="X,Y",
-        help="where a zoom leads (default: the middle). Write --center=… where it begins with a minus",
+        *("--center",), type=numbers(2, common.FARTHEST), metavar="X,Y",
+        help="where a zoom leads (default: the middle)",
     )  # fmt: skip
     add(
-        "--crossover", type=int, metavar="LAYER", help="first layer of --mix's seeds (default: after a quarter of them)"
-    )
+        *("--crossover",), type=whole_number(0, 1000), metavar="LAYER",
+        help="first layer of --mix's seeds (default: after a quarter of them)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,14 +93,22 @@ def _check(args: argparse.Namespace) -> None:
         if given is not None and getattr(args, needs) is None:
             raise CommandError(f"--{name}: needs --{needs}")
     if args.latents and args.mix is not None:
-        raise CommandError("--latents: cannot be had with --mix")
+        raise CommandError("--latents: cannot be combined with --mix")
     if args.loop and (args.zoom is not None or args.mix is not None):
-        raise CommandError(f"--loop: cannot be had with --{'mix' if args.zoom is None else 'zoom'}")
-    for name in ("seconds", "fps"):
-        if not 0 < getattr(args, name) < float("inf"):
-            raise CommandError(f"--{name}: got {getattr(args, name)}, must be a positive number")
-    if args.mix is None and round(args.seconds * args.fps) < 2:
+        raise CommandError(f"--loop: cannot be combined with --{'mix' if args.zoom is None else 'zoom'}")
+    for name, (least, most) in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            raise CommandError(f"--{name}: got {value}, must be a positive number, from {least:g} to {most:g}")
+    if args.mix is not None:
+        return
+    frames = round(args.seconds * args.fps)
+    if frames < 2:
         raise CommandError(f"--seconds: got {args.seconds}, at {args.fps:g} frames a second less than 2 frames")
+    if frames > MOST_FRAMES:
+        raise CommandError(
+            f"--seconds: got {args.seconds}, at {args.fps:g} frames a second more than {MOST_FRAMES} frames"
+        )
 
 
 @dataclass
@@ -105,16 +122,14 @@ class _View:
 
     @classmethod
     def of(cls, args: argparse.Namespace, generator: CIPSGenerator, closest: float = 1.0) -> "_View":
-        """What the arguments of `common.add_view` ask for; `closest` is the largest magnification."""
+        """What the arguments of `common.add_view` ask for; `closest`: how much a camera magnifies `--region`."""
         width, height = args.size or common.native_size(generator)
-        if args.embedding == "bicubic":
-            cells = generator.encoding.embedding.shape[0]
-            generator = with_bicubic_embedding(generator, math.ceil(height * max(closest, 1) / cells))
+        generator = common.with_embedding(args, generator, height, max(closest, 1))
         return cls(generator, height, width, common.PRECISIONS[args.precision])
 
     def pixels(self, w: Tensor, region: Region) -> np.ndarray:
         """uint8 [height, width, 3] of a latent [S] or [num_layers, S]."""
-        renderer = Renderer(self.generator, w, self.height, self.width, region, dtype=self.dtype)
+        renderer = Renderer(self.generator, w[None], self.height, self.width, region, dtype=self.dtype)
         return pictures.to_pixels(renderer.image())
 
 
@@ -127,25 +142,33 @@ def _film(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     [(name, keys)] = chosen.items()
     if len(keys) == 1 and not camera:
         raise CommandError(f"--{name}: got {keys[0]} alone, a walk leads through 2 or more")
-    with _options_named():
+    with _options_named(args):
         regions = _regions(args, generator, frames)
-        w = _walked(args, generator, frames)
         for region in {regions[0], regions[-1]}:  # what lies between goes no further beyond
             check_region(region, generator.geometry)
+        w = _walked(args, generator, frames)
         view = _View.of(args, generator, closest=args.zoom or 1.0)
-        common.check_writable(args.out)
-        movie = Movie(args.out, args.fps, view.height, view.width)
-    try:
-        with _failures_named(args.out), movie, _shown_region():
-            for style, region in tqdm(list(zip(w, regions, strict=True)), unit="frame", leave=False, disable=None):
-                movie.add(view.pixels(style, region))
-    except KeyboardInterrupt:
-        if movie.partial.exists():
-            print(f"stopped: {movie.frames} of {frames} frames are in {movie.partial}", file=sys.stderr)
-        raise
+    with common.writable(args.out):
+        with _options_named(args):
+            movie = Movie(args.out, args.fps, view.height, view.width)
+        _add_all(args, movie, view, list(zip(w, regions, strict=True)))
     size = {"width": view.width, "height": view.height}
     common.say({"file": str(args.out)} | size | chosen | {"frames": frames, "fps": args.fps})
     return 0
+
+
+def _add_all(args: argparse.Namespace, movie: Movie, view: _View, frames: list[tuple[Tensor, Region]]) -> None:
+    """Render and add all frames. If that is interrupted, say where those before it are."""
+    try:
+        with movie, _shown_region():
+            for style, region in tqdm(frames, unit="frame", leave=False, disable=None):
+                movie.add(view.pixels(style, region))
+    except OSError as error:
+        raise common.not_written(args.out, error) from None
+    except KeyboardInterrupt:
+        if movie.left:
+            complain(f"stopped: {movie.frames} of {len(frames)} frames are in {movie.partial}")
+        raise
 
 
 def _walked(args: argparse.Namespace, generator: CIPSGenerator, frames: int) -> Tensor:
@@ -181,23 +204,24 @@ def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) ->
 def _mix(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     """The picture of a style-mixing matrix, its sources along the first row and column."""
     seeds = args.seeds or MIX_SEEDS
-    rows, columns = (common.style_latents(generator, group, args.truncation) for group in (seeds, args.mix))
     crossover = round(generator.num_layers * EARLY) if args.crossover is None else args.crossover
     view = _View.of(args, generator)
-    tops, lefts = _places(len(rows) + 1, view.height), _places(len(columns) + 1, view.width)
-    with _options_named():
+    tops, lefts = _places(len(seeds) + 1, view.height), _places(len(args.mix) + 1, view.width)
+    height, width = tops[-1] + view.height, lefts[-1] + view.width
+    check_format(args, args.out, height, width, in_memory=True)
+    rows, columns = (common.seeds_latents(args, generator, group) for group in (seeds, args.mix))
+    with _options_named(args):
         matrix = walks.mixing(generator, rows, columns, crossover)  # [R, C, L, S]
-        pictures.format_of(args.out, tops[-1] + view.height, lefts[-1] + view.width)
         check_region(args.region, generator.geometry)
-    common.check_writable(args.out)
     latents = [*columns, *(w for row, mixed in zip(rows, matrix, strict=True) for w in (row, *mixed))]
-    table = np.full((tops[-1] + view.height, lefts[-1] + view.width, 3), 255, np.uint8)
     corners = list(itertools.product(tops, lefts))[1:]  # the first stays white
-    with _shown_region(), tqdm(latents, unit="picture", leave=False, disable=None) as bar:
-        for (top, left), w in zip(corners, bar, strict=True):
-            table[top : top + view.height, left : left + view.width] = view.pixels(w, args.region)
-    common.save_picture(args.out, table)
-    size = {"width": table.shape[1], "height": table.shape[0]}
+    with common.writable(args.out):
+        table = np.full((height, width, 3), 255, np.uint8)
+        with _shown_region(), tqdm(latents, unit="picture", leave=False, disable=None) as bar:
+            for (top, left), w in zip(corners, bar, strict=True):
+                table[top : top + view.height, left : left + view.width] = view.pixels(w, args.region)
+        common.save_picture(args.out, table)
+    size = {"width": width, "height": height}
     common.say({"file": str(args.out)} | size | {"seeds": seeds, "mix": args.mix, "crossover": crossover})
     return 0
 
@@ -209,26 +233,14 @@ def _places(count: int, size: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _options_named() -> Iterator[None]:
-    """What the library finds wrong, as an error that names the option it came from."""
+def _options_named(args: argparse.Namespace) -> Iterator[None]:
+    """`common.options_named`; also what a movie format lacks, as an error of --out."""
+    camera = "zoom" if args.zoom is not None else "pan"
     try:
-        yield
-    except CommandError:
-        raise
+        with options_named(args, factor="zoom", end=camera):
+            yield
     except ImportError as error:
         raise CommandError(f"--out: {error}") from None
-    except ValueError as error:
-        name, _, rest = str(error).partition(": ")
-        raise CommandError(f"--{OPTION_OF.get(name, name)}: {rest}") from None
-
-
-@contextlib.contextmanager
-def _failures_named(out: Path) -> Iterator[None]:
-    """What stands against writing a file, as an error that names the option it came from."""
-    try:
-        yield
-    except OSError as error:
-        raise CommandError(f"--out: got {str(out)!r}, which cannot be written ({error})") from None
 
 
 @contextlib.contextmanager

@@ -1,41 +1,51 @@
 """A picture into a file: held in memory and saved, or streamed tile by tile into a pyramidal TIFF."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from .. import pictures, pyramid
+from ..console import complain
+from ..partial_tiff import discard
 from ..render import Picture, tiles
-from .common import CommandError, check_writable, save_picture
+from .common import CommandError, options_named, save_picture, writable
 
 LARGEST = 1 << 28  # pixels that are held in memory at once
 TILE = 512
 
 
-def write_picture(path: Path, picture: Picture) -> None:
+def write_picture(args: argparse.Namespace, path: Path, picture: Picture) -> None:
     """Render all of it into a file of the format that the path's ending names; see `check_format`."""
-    if check_format(path, picture.height, picture.width) == "TIFF":
-        _stream(path, picture)
-    else:
-        save_picture(path, render_pixels(picture, path.name))
+    kind = check_format(args, path, picture.height, picture.width)
+    with writable(path):
+        if kind == "TIFF":
+            _stream(args, path, picture)
+        else:
+            save_picture(path, render_pixels(picture, path.name))
 
 
-def check_format(path: Path, height: int, width: int) -> str:
-    """The format that the path's ending names.
+def check_format(
+    args: argparse.Namespace, path: Path, height: int, width: int, *, in_memory: bool = False, option: str = "--size"
+) -> str:
+    """The format that the path's ending names; `in_memory`: a TIFF is not streamed; `option` makes the size.
 
     Raises:
-        CommandError: there is none, it does not hold such a picture, memory does not, or nothing can be written there.
+        CommandError: there is none, or it does not hold such a picture, or memory does not.
     """
-    try:
+    with options_named(args):
         kind = pictures.format_of(path, height, width)
-    except ValueError as error:
-        raise CommandError(f"--{error}") from None
-    if height * width > LARGEST and kind != "TIFF":
+    if height * width > LARGEST and (in_memory or kind != "TIFF"):
         raise CommandError(
-            f"--size: got {height * width} pixels in one {kind}, may be {LARGEST}; a .tif of one picture may be larger"
+            f"{option}: got {height * width} pixels in one {kind}, may be {LARGEST}; "
+            "a .tif of one picture may be larger"
         )
-    check_writable(path)
+    tiles = -(-height // TILE) * -(-width // TILE)
+    if tiles > pyramid.MOST_TILES:
+        raise CommandError(
+            f"--size: got {width}x{height}, which makes {tiles} tiles of {TILE}x{TILE}, may be {pyramid.MOST_TILES}"
+        )
     return kind
 
 
@@ -49,21 +59,34 @@ def render_pixels(picture: Picture, name: str) -> np.ndarray:
     return pixels
 
 
-def _stream(path: Path, picture: Picture) -> None:
+def _stream(args: argparse.Namespace, path: Path, picture: Picture) -> None:
     """The picture as a pyramid of tiles, or the rest of it."""
 
     def tile(rows: slice, columns: slice) -> np.ndarray:
         return pictures.to_pixels(picture.tile(rows, columns))
 
+    stored = (0, 0)  # tiles, of how many; a bar that is not shown does not count
+
     with tqdm(desc=path.name, unit="tile", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
-            bar.total = total
+            nonlocal stored
+            stored, bar.total = (done, total), total
             bar.update(done - bar.n)
 
         size = (picture.height, picture.width)
         try:
-            pyramid.write(path, *size, tile, tile_size=TILE, progress=progress, fingerprint=picture.fingerprint())
-        except (ValueError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise CommandError(f"--out: {reason.removeprefix('path: ')}") from None
+            with options_named(args):
+                pyramid.write(path, *size, tile, tile_size=TILE, progress=progress, fingerprint=picture.fingerprint())
+        except OSError as error:
+            raise CommandError(f"--out: {(error.strerror or str(error)).removeprefix('path: ')}") from None
+        except FloatingPointError:
+            if not stored[0]:
+                discard(path)
+            raise
+        except KeyboardInterrupt:
+            bar.close()
+            if stored[0]:
+                done, total = stored
+                complain(f"stopped: {done} of {total} tiles are in {path}.partial; the same command goes on there")
+            raise

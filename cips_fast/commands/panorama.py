@@ -1,4 +1,4 @@
-"""Panoramas of 360°, whose left and right edges meet.
+"""Panoramas of 360 degrees, whose left and right edges meet.
 
 Of a generator with a cylinder's geometry it is one latent's image, a picture for each seed. Of a generator of plane
 images the seeds stand round a circle and blend into each other, an even number of them.
@@ -21,13 +21,15 @@ from .common import (
     add_seeds,
     add_source,
     open_generator,
+    options_named,
     parse_size,
     say,
-    style_latents,
+    seeds_latents,
 )
 from .output import write_picture
 
-HELP = "360° panoramas, of a cylinder's generator or of blended latents"
+HELP = "360-degree panoramas, of a cylinder's generator or of blended latents"
+LESS_MEMORY = ": use a smaller --size, or a .tif, whose memory does not grow with its size"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Render, and say how the edges meet."""
     generator = open_generator(args)
     for path, picture, turn in _panoramas(args, generator):
-        write_picture(path, picture)
+        write_picture(args, path, picture)
         met = seam(picture, *turn)
         size = {"width": picture.width, "height": picture.height}
         say({"file": str(path), **size, "seam": met.gap, "step": round(met.step, 6), "beside": round(met.beside, 6)})
@@ -57,15 +59,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _panoramas(args: argparse.Namespace, generator: CIPSGenerator) -> list[tuple[Path, Picture, tuple[float, float]]]:
     """Where to, what, and the two coordinates that are one place."""
-    latents = style_latents(generator, args.seeds, args.truncation)
-    dtype, closed = PRECISIONS[args.precision], generator.geometry == "cylinder"
-    width, height = args.size or (generator.size * (2 if closed else len(latents)), generator.size)
-    try:
+    latents = seeds_latents(args, generator, args.seeds)
+    dtype, closed, count = PRECISIONS[args.precision], generator.geometry == "cylinder", len(latents)
+    width, height = args.size or (generator.size * (2 if closed else count), generator.size)
+    if not closed and count % 2:
+        more = f"{args.seeds[0]},{args.seeds[0] + 1}" if count == 1 else f"{count + 1} of them"
+        raise CommandError(
+            f"--seeds: got {count}, must be an even number of seeds, such as {more}: every second picture on the "
+            "circle is mirrored, so that neighbours meet"
+        )
+    with options_named(args):
         if not closed:
-            return [(args.out, Panorama(generator, latents, height, width, dtype=dtype), (0, len(latents)))]
+            return [(args.out, Panorama(generator, latents, height, width, dtype=dtype), (0, count))]
         pictures = [Renderer(generator, w, height, width, dtype=dtype) for w in latents]
-    except ValueError as error:
-        raise CommandError(f"--seeds: {error}") from None
     if len(pictures) == 1:
         return [(args.out, pictures[0], (-1, 1))]
     paths = [args.out.with_stem(f"{args.out.stem}-{seed:04d}") for seed in args.seeds]

@@ -2,7 +2,7 @@
 
 The picture's centre is cut to the shape of the generator's images and reduced to --size. The folder of --out receives
 projected.png (the picture, what of it was known, what was found), w.safetensors (the tensor `w`, for --latents of other
-commands), and losses.jsonl (a line a step).
+commands), and losses.jsonl (a line a step). Ctrl-C ends it early, and keeps what was found by then.
 """
 
 import argparse
@@ -19,27 +19,34 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import pictures
+from ..atomic import write_whole
 from ..checkpoint import write_tensors
+from ..command_line import number, whole_number
+from ..console import complain
 from ..generator import CIPSGenerator
 from ..images import FORMATS, UNREADABLE, read_rgb, reason_of
-from ..inversion import SPACES, Projection, project
+from ..inversion import LARGEST_SEED, SPACES, Projection, Stopped, project
 from .common import (
     CommandError,
     add_out,
     add_region,
     add_source,
-    check_writable,
     native_size,
+    not_written,
     open_generator,
+    options_named,
     parse_size,
     say,
+    writable,
 )
 
 HELP = "the latent whose image is closest to a picture, whole or masked"
 PIXELS = 4096
+MOST_COMPARED = 1 << 26  # pixels, whose colours and coordinates are held in memory
+LARGEST_WEIGHT = 1e6
+MOST_STEPS = 10_000_000
 LARGEST = 256  # a side of the pixels that are compared, unless --size says otherwise
-# What the library calls otherwise.
-FLAGS = {"target": "--size", "learning_rate": "--learning-rate"}
+LESS_MEMORY = ": use a smaller --size, or fewer --pixels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,44 +64,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_region(parser, "where the picture lies")
     parser.add_argument(
-        *("--known",), type=float, default=1.0, metavar="SHARE",
-        help="of the known pixels only so many are looked at, chosen at random once (%(default)s)",
+        *("--known",), type=number(0, 1, above=True), default=1.0, metavar="SHARE",
+        help="share of the known pixels that is looked at, chosen at random once (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        *("--pixels",), type=int, default=PIXELS,
-        help="known pixels that a step looks at, chosen anew; 0 for all (%(default)s)",
+        *("--pixels",), default=PIXELS,
+        type=whole_number(0, MOST_COMPARED, rule=f"must be at least 1 and at most {MOST_COMPARED}, or 0 for all"),
+        help="known pixels that a step looks at, chosen again for each; 0 for all (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=300, help="(%(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=0.2, help="(%(default)s)")
+    parser.add_argument("--steps", type=whole_number(1, MOST_STEPS), default=300, help="(%(default)s)")
+    parser.add_argument("--learning-rate", type=number(0, 1e30, above=True), default=0.2, help="(%(default)s)")
     parser.add_argument(
-        "--perceptual", type=float, default=0.0, help="weight of the perceptual distance, such as 0.1 (%(default)s)"
-    )
+        *("--perceptual",), type=number(0, LARGEST_WEIGHT), default=0.0,
+        help="weight of the perceptual distance, such as 0.1 (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
-        "--prior", type=float, default=1e-4, help="weight that pulls towards what was trained (%(default)s)"
+        *("--prior",), type=number(0, LARGEST_WEIGHT), default=1e-4,
+        help="weight that pulls towards what was trained (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of all that is random (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (%(default)s)")
     add_out(parser, "projected", "a folder")
 
 
 def run(args: argparse.Namespace) -> int:
     """Invert a picture, and say how close it came."""
-    if args.pixels < 0:
-        raise CommandError(f"--pixels: got {args.pixels}, must be at least 1, or 0 for all")
     generator = open_generator(args)
     width, height = args.size or _default_size(generator)
+    if width * height > MOST_COMPARED:
+        raise CommandError(f"--size: got {width}x{height}, must be at most {MOST_COMPARED} pixels in all")
     target, known = read_target(args.image, args.mask, width, height)
     known = thinned(known, args.known, args.seed)
-    check_writable(args.out / "losses.jsonl")
     began = time.perf_counter()
-    try:
-        projection = _project(args, generator, target, known)
+    files = [args.out / name for name in ("projected.png", "w.safetensors", "losses.jsonl")]
+    with writable(*files, given=args.out):
+        projection, stopped = _project(args, generator, target, known)
         seconds = time.perf_counter() - began
         found = projection.render(height, width, args.region).cpu()
-        _write(args, projection, target, known, found)
-    except OSError as error:
-        raise CommandError(f"--out: got {str(args.out)!r}, which cannot be written ({error})") from None
+        try:
+            _write(args, projection, target, known, found)
+        except OSError as error:
+            raise not_written(args.out, error) from None
     hidden = {"psnr_hidden": psnr(found, target, ~known)} if not known.all() else {}
     say({"folder": str(args.out), "psnr": psnr(found, target, known), **hidden, "seconds": round(seconds, 1)})
+    if stopped:
+        complain(f"stopped: after {len(projection.losses)} of {args.steps} steps, whose result is in {args.out}")
+        raise stopped
     return 0
 
 
@@ -160,39 +176,41 @@ def _default_size(generator: CIPSGenerator) -> tuple[int, int]:
     return round(width / shrunk), round(height / shrunk)
 
 
-def _project(args: argparse.Namespace, generator: CIPSGenerator, target: Tensor, known: Tensor) -> Projection:
-    """The projection, its losses written as they come."""
-    with (
-        open(args.out / "losses.jsonl", "w") as file,
-        tqdm(total=args.steps, unit="step", desc=args.image.name, disable=None) as bar,
-    ):
+def _project(
+    args: argparse.Namespace, generator: CIPSGenerator, target: Tensor, known: Tensor
+) -> tuple[Projection, KeyboardInterrupt | None]:
+    """The projection that the arguments ask for, and what interrupted it."""
+    with tqdm(total=args.steps, unit="step", desc=args.image.name, disable=None) as bar:
 
         def progress(losses: dict[str, float]) -> None:
-            print(json.dumps(losses), file=file, flush=True)
             bar.set_postfix(error=f"{losses['pixel']:.2g}", refresh=False)
             bar.update()
 
         try:
-            return project(
-                generator, target, mask=known, region=args.region, space=args.space, steps=args.steps,
-                learning_rate=args.learning_rate, pixels_per_step=args.pixels or None, perceptual=args.perceptual,
-                prior=args.prior, seed=args.seed, callback=progress,
-            )  # fmt: skip
-        except ValueError as error:
-            name, _, reason = str(error).partition(":")
-            raise CommandError(f"{FLAGS.get(name, f'--{name}')}:{reason}") from None
-        except (ImportError, FloatingPointError) as error:
-            flag = "--perceptual" if isinstance(error, ImportError) else "--learning-rate"
-            raise CommandError(f"{flag}: {error}") from None
+            with options_named(args):
+                projection = project(
+                    generator, target, mask=known, region=args.region, space=args.space, steps=args.steps,
+                    learning_rate=args.learning_rate, pixels_per_step=args.pixels or None, perceptual=args.perceptual,
+                    prior=args.prior, seed=args.seed, callback=progress,
+                )  # fmt: skip
+            return projection, None
+        except Stopped as stopped:
+            return stopped.projection, stopped.__cause__
+        except ImportError as error:
+            raise CommandError(f"--perceptual: {error}") from None
+        except FloatingPointError as error:
+            if str(error) == pictures.NOT_FINITE:
+                raise
+            reason = str(error).replace("lower learning_rate", "lower it")
+            raise CommandError(f"--learning-rate: {reason}") from None
 
 
 def _write(args: argparse.Namespace, projection: Projection, target: Tensor, known: Tensor, found: Tensor) -> None:
-    """The picture of before and after, and the latent."""
+    """The picture of before and after, the latent, and the losses."""
     before = pictures.to_pixels(target)
     masked = np.where(known.numpy()[..., None], before, np.uint8(0))
     pictures.save(args.out / "projected.png", pictures.sheet([before, masked, pictures.to_pixels(found)], 3))
-    write_tensors(
-        args.out / "w.safetensors",
-        {"w": projection.w.cpu().contiguous()},
-        metadata={"source": str(args.source), "space": args.space},
-    )
+    about = {"source": str(args.source), "space": args.space}
+    write_tensors(args.out / "w.safetensors", {"w": projection.w.cpu().contiguous()}, about)
+    lines = "".join(f"{json.dumps(entry)}\n" for entry in projection.losses)
+    write_whole(args.out / "losses.jsonl", lines.encode())

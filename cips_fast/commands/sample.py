@@ -1,18 +1,19 @@
 """Images of latents, of any size and region, from the native grid up to gigapixels.
 
 With a file for --out all seeds go into one picture, row by row; with a folder every seed has a file of its own. A .tif
-of one seed is written tile by tile as a pyramidal BigTIFF, in memory that does not grow with the image, and an
-interrupted one goes on where it stopped when the same command is given again.
+of one seed is written tile by tile as a pyramidal BigTIFF, in memory that does not grow with the image. If it is
+interrupted, the same command continues where it stopped.
 """
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 from .. import pictures
+from ..command_line import whole_number
 from ..render import Renderer
 from .common import (
-    CommandError,
     add_latents,
     add_out,
     add_source,
@@ -22,10 +23,13 @@ from .common import (
     renderers_of,
     save_picture,
     say,
+    writable,
 )
 from .output import check_format, render_pixels, write_picture
 
 HELP = "images of latents: grids or single files, any size and region"
+LESS_MEMORY = ": use a smaller --size, or a .tif of one picture, whose memory does not grow with its size"
+MOST_COLUMNS = 1 << 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_latents(parser, default="0-11")
     add_view(parser)
     add_out(parser, "samples.png", "a picture for all seeds, or a folder for one picture each")
-    parser.add_argument("--columns", type=int, help="of a picture with several seeds (default: nearly a square)")
+    parser.add_argument(
+        *("--columns",), type=whole_number(1, MOST_COLUMNS),
+        help="of a picture with several seeds (default: nearly a square)",
+    )  # fmt: skip
     parser.add_argument(
         "--format", choices=sorted({e[1:] for e in pictures.FORMATS}), default="png", help="in a folder (%(default)s)"
     )
@@ -42,17 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Render, and say where to."""
-    if args.columns is not None and args.columns < 1:
-        raise CommandError(f"--columns: got {args.columns}, must be at least 1")
     generator = open_generator(args)
     renderers = renderers_of(args, generator, chosen_latents(args, generator))
-    if args.out.suffix and len(renderers) > 1:
+    ending = args.out.suffix.lower()
+    one_file = ending in pictures.FORMATS or (ending and not os.path.isdir(args.out))
+    if one_file and len(renderers) > 1:
         _write_sheet(args, renderers)
         return 0
     for number, renderer in enumerate(renderers):
         name = f"latent-{number:04d}" if args.latents else f"seed-{args.seeds[number]:04d}"
-        path = args.out if args.out.suffix else args.out / f"{name}.{args.format}"
-        write_picture(path, renderer)
+        path = args.out if one_file else args.out / f"{name}.{args.format}"
+        write_picture(args, path, renderer)
         _say(args, path, renderer.height, renderer.width, slice(number, number + 1))
     return 0
 
@@ -61,10 +68,13 @@ def _write_sheet(args: argparse.Namespace, renderers: list[Renderer]) -> None:
     """All images in one file."""
     columns = args.columns or math.ceil(math.sqrt(len(renderers)))
     rows = -(-len(renderers) // columns)
-    check_format(args.out, rows * renderers[0].height, columns * renderers[0].width)
-    images = [render_pixels(one, f"{number} of {len(renderers)}") for number, one in enumerate(renderers, 1)]
-    sheet = pictures.sheet(images, columns)
-    save_picture(args.out, sheet)
+    option = "--columns" if columns > len(renderers) else "--size"
+    size = (rows * renderers[0].height, columns * renderers[0].width)
+    check_format(args, args.out, *size, in_memory=True, option=option)
+    with writable(args.out):
+        images = [render_pixels(one, f"{number} of {len(renderers)}") for number, one in enumerate(renderers, 1)]
+        sheet = pictures.sheet(images, columns)
+        save_picture(args.out, sheet)
     _say(args, args.out, *sheet.shape[:2], slice(None))
 
 

@@ -1,0 +1,141 @@
+"""Reading a command line: bad input is answered with one line, and every number has a range."""
+
+import argparse
+import contextlib
+import math
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from . import console
+
+LONGEST_SHOWN = 80  # characters of what was given that an error repeats
+# What PyTorch says, in a RuntimeError, where memory ran out; Python and NumPy raise MemoryError.
+OUT_OF_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|out of memory|storage size calculation overflowed|can't start new thread",
+    re.IGNORECASE,
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that prints errors as one line, and that takes values such as -1,-1,1,1."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # What looks like a number is a value and no option; argparse's own pattern only knows single numbers.
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message in one line, and end with status 2."""
+        match = re.fullmatch(r"argument ([^\s:/]+)\S*: (.*)", message, re.DOTALL)
+        if match:
+            message = f"{match[1]}: {match[2].replace('argument ', '')}"
+        if ": got " not in message:
+            message += f" (see {self.prog} --help)"
+        console.complain(f"error: {message}")
+        sys.exit(2)
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            allowed = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"got {shown(value)}, must be one of {allowed}")
+
+
+def whole_number(least: int, most: int, rule: str = "") -> Callable[[str], int]:
+    """A reader of a whole number from `least` to `most`, for an argument's `type`; `rule`: how an error says so."""
+    rule = rule or f"must be at least {least} and at most {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:  # no number, or one of more digits than Python reads
+            message = f"got {shown(text)}, must be a whole number; it {rule}"
+            raise argparse.ArgumentTypeError(message) from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"got {shown(value)}, {rule}")
+        return value
+
+    return parse
+
+
+def number(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
+    """A reader of a finite number from `least` to `most`, for an argument's `type`; `above`: `least` is excluded."""
+    rule = f"must be {'more than' if above else 'at least'} {least:g} and at most {most:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"got {shown(text)}, must be a number; it {rule}") from None
+        if not (least < value if above else least <= value) or not value <= most:
+            raise argparse.ArgumentTypeError(f"got {shown(value)}, {rule}")
+        return value
+
+    return parse
+
+
+def numbers(count: int, largest: float = math.inf) -> Callable[[str], tuple[float, ...]]:
+    """A reader of `count` finite numbers with commas between them, none of a magnitude above `largest`."""
+    rule = f"must be {count} numbers with commas between them"
+    if largest < math.inf:
+        rule += f", from {-largest:g} to {largest:g}"
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) != count or not all(abs(value) < math.inf and abs(value) <= largest for value in values):
+            raise argparse.ArgumentTypeError(f"got {shown(text)}, {rule}")
+        return values
+
+    return parse
+
+
+def png_path(text: str) -> Path:
+    """A reader of the path of a PNG that can be written, for an argument's `type`."""
+    path = Path(text)
+    if path.suffix.lower() != ".png" or not os.path.isdir(path.parent) or os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"got {shown(text)}, must be a .png in a folder that exists")
+    return path
+
+
+def shown(value: object) -> str:
+    """What an error repeats of a value: all of it, or its beginning if it is long."""
+    text = str(value)
+    if len(text) > LONGEST_SHOWN:
+        return f"{text[:LONGEST_SHOWN]!r}... ({len(text)} characters)"
+    return repr(value)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that Python, NumPy or PyTorch could not allocate memory."""
+    if isinstance(error, RuntimeError):
+        return OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; it ends a command just as Ctrl-C does, but for the exit status."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within the block, SIGTERM raises `Terminated`, so that temporary files are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
