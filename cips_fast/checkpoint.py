@@ -94,6 +94,23 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
             safetensors.torch.save_file(dict(tensors), str(temporary), metadata=metadata)
         except safetensors.SafetensorError as error:
             raise _as_os_error(error) from None
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the metadata of a safetensors file by name: safetensors writes it in an order that differs from run to run.
+
+    The header keeps its length, which is that of compact JSON and padding.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) != length:
+            raise ValueError(f"header: got {len(text)} bytes, must be {length}")
+        file.seek(8)
+        file.write(text)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

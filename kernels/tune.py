@@ -7,6 +7,7 @@ Importing this module needs neither Triton nor a GPU.
 import contextlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -17,7 +18,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..atomic import write_whole
 from .cache import cache_folder
 from .device import architecture, is_gpu
 from .launch import Tiles, gemm_candidates, precision
@@ -162,6 +162,8 @@ def _remember(gpu: str, key: str, chosen: Tiles | str) -> None:
         # Other processes measure other products at the same time.
         everything = _read(gpu) | _known(gpu)
         entries = {key: entry if isinstance(entry, str) else asdict(entry) for key, entry in everything.items()}
-        write_whole(path, json.dumps(entries, indent=1).encode())
+        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+        temporary.write_text(json.dumps(entries, indent=1))
+        temporary.replace(path)  # never half a file, even if several processes write
     except OSError as error:
         warnings.warn(f"tiles are not kept for the next run: {error}", stacklevel=2)

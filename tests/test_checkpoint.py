@@ -56,16 +56,16 @@ SETTINGS = [
     ({"size": True}, "size: got True"),
     ({"size": 8.0}, "size: got 8.0"),
     ({"size": -8}, "size: got -8"),
-    ({"size": 16}, "width: got [8, 6], must be 3 numbers"),
+    ({"size": 16}, "width: got [8, 6], must be 3 whole numbers"),
     ({"size": 2**40}, "size: got 1099511627776"),
     ({"size": 10**4000}, "size: got a number of 13288 bits"),
     ({"size": 16, "width": [8, 6, 6]}, "size: got 16, but the tensors are of 8"),
-    ({"width": 8}, "width: got 8, must be 2 numbers"),
+    ({"width": 8}, "width: got 8, but the tensors are of [8, 6]"),
     ({"width": [8, 7]}, "width: got [8, 7], but the tensors are of [8, 6]"),
     ({"width": [8, True]}, "width: got [8, True]"),
     ({"width": [8, 0]}, "width: got [8, 0]"),
     ({"width": [8] * 20_000}, "width: got [8, 8, "),
-    ({"width": {}}, "width: got a dict"),
+    ({"width": {}}, "width: got {}, must be"),
     ({"style_features": None}, "style_features: got None"),
     ({"style_features": 0}, "style_features: got 0"),
     ({"embedding_size": WIDE}, f"embedding_size: got {WIDE}"),
@@ -83,7 +83,7 @@ SETTINGS = [
     ({"max_frequency": -1}, "max_frequency: got -1"),
     ({"max_frequency": True}, "max_frequency: got True"),
     ({"embedding_std": 10**400}, "embedding_std: got a number of"),
-    ({"noise": 1}, "noise: got 1, must be true or false"),
+    ({"noise": 1}, "noise: got 1, must be True or False"),
     ({"fresh_option": 1}, "unknown settings 'fresh_option': was it written by a later version?"),
     ({"pixel_chunk": -5}, "unknown settings 'pixel_chunk'"),
     ({f"a\n{number}": 1 for number in range(9)}, "and 5 more: was it written by a later version?"),
@@ -262,3 +262,14 @@ def test_values_are_shown_in_bounded_length():
     for value in ("x" * 10**6, ["y"] * 10**6, [list(range(99))] * 99, 10**5000, 1.5, None, {"a": 1}, b"z" * 999):
         assert len(shown(value)) <= 123
     assert (shown("64"), shown([8, 8]), shown(True)) == ("'64'", "[8, 8]", "True")
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    tensors, metadata = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}, {str(n): 'é"\\\n' * n for n in range(8)}
+    files = [tmp_path / str(n) for n in range(8)]
+    for file in files:
+        checkpoint.write_tensors(file, tensors, metadata)
+    assert len({file.read_bytes() for file in files}) == 1
+    read, found = checkpoint.read_tensors(files[0])
+    assert {name: found[name] for name in metadata} == metadata
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
