@@ -41,7 +41,7 @@ def logged(run):
     return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
 
 
-def finish(process, seconds=120):
+def finish(process, seconds=300):
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
@@ -89,7 +89,7 @@ def test_the_first_signal_saves(tmp_path, images, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_second_signal_ends_the_run_at_once(tmp_path, images, number):
-    process = start(images, tmp_path / "run", *ENDLESS, "--batch", "256")  # a step takes seconds
+    process = start(images, tmp_path / "run", *ENDLESS, "--batch", "64")  # a step takes most of a second
     wait_for(process, "img/s")
     process.send_signal(number)
     wait_for(process, "stopping")
@@ -97,7 +97,7 @@ def test_the_second_signal_ends_the_run_at_once(tmp_path, images, number):
     status, out, err = finish(process)
     assert (status, err) == (128 + number, "")
     assert out.splitlines()[-1].startswith("stopped at once; ")
-    assert out.splitlines()[-1].endswith("there is no checkpoint yet")
+    assert " lost; " in out.splitlines()[-1]
     assert not list((tmp_path / "run").rglob("*.partial"))
 
 
@@ -138,7 +138,7 @@ def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path, images):
     process.stdout.readline()
     process.stdout.close()
     process.stderr.close()
-    assert process.wait(120) == 0
+    assert process.wait(300) == 0
     assert newest(tmp_path / "run")[1]["step"] == "10"
 
 
@@ -147,13 +147,13 @@ def test_a_log_on_a_full_disk_does_not_end_a_run(tmp_path, images):
         pytest.skip("no /dev/full")
     with open("/dev/full", "w") as full:
         process = start(images, tmp_path / "run", "--kimg", "0.02", stdout=full, stderr=full)
-        assert process.wait(120) == 0
+        assert process.wait(300) == 0
     assert newest(tmp_path / "run")[1]["step"] == "5"
 
 
 def test_closed_descriptors_do_not_end_a_run(tmp_path, images):
     process = start(images, tmp_path / "run", "--kimg", "0.02", prefix=("sh", "-c", 'exec "$0" "$@" >&- 2>&- <&-'))
-    assert process.wait(120) == 0
+    assert process.wait(300) == 0
     assert newest(tmp_path / "run")[1]["step"] == "5"
 
 

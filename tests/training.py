@@ -1,6 +1,7 @@
 """Tiny training runs: in this process on stripes, and as commands on a folder of noise."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,10 @@ def start(images: Path, out: Path, *more: str, prefix: tuple[str, ...] = (), **p
     command = [*prefix, sys.executable, "-m", "train", *SMALL, "--device", "cpu", "--log-every", "1"]
     command += ["--data", str(images), "--out", str(out), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | pipes
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    if hasattr(signal, "SIGHUP"):  # tests may themselves run under nohup
+        streams["preexec_fn"] = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    streams |= pipes
     return subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
 
 
