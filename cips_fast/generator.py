@@ -25,7 +25,16 @@ from .modules import (
     ToRGB,
     affine_styles,
 )
-from .settings import check_choice, check_flag, checked_count, checked_counts, checked_number, is_count, shown
+from .settings import (
+    check_choice,
+    check_finite,
+    check_flag,
+    checked_count,
+    checked_counts,
+    checked_number,
+    is_count,
+    shown,
+)
 from .synthesis import checked_chunk, in_chunks, synthesis
 
 VARIANTS = ("skip", "res")
@@ -199,12 +208,23 @@ class CIPSGenerator(nn.Module):
 
         Returns:
             Colours, nominally in [-1, 1], as `synthesis` gives them; [B, 3, size, size] on the native grid of a plane.
+
+        Raises:
+            ValueError: z or coords of another shape, a truncation that is not finite.
         """
+        if isinstance(z, Tensor) and z.dim() != 2:
+            raise ValueError(f"z: got shape {list(z.shape)}, must be [B, {self.style_features}]")
         w = self.truncate(self.mapping(z), truncation)
         return self.synthesis(w, self.native_grid()[None] if coords is None else coords)
 
     def truncate(self, w: Tensor, truncation: float) -> Tensor:
-        """Pull style latents towards the mean latent: w̄ + t·(w - w̄), [..., S] -> [..., S]."""
+        """Pull style latents towards the mean latent: w̄ + t·(w - w̄), [..., S] -> [..., S].
+
+        Raises:
+            ValueError: a truncation that is not a finite number.
+        """
+        if not isinstance(truncation, Tensor):  # whose values are not asked for: on a GPU that would wait
+            check_finite("truncation", truncation)
         return w if truncation == 1 else self.mean_latent + truncation * (w - self.mean_latent)
 
     @torch.no_grad()
@@ -350,7 +370,8 @@ class CIPSGenerator(nn.Module):
     def _cell_centres(self) -> Tensor:
         """Where reading the embedding without aligned corners gives its cells, [1, cells², 2]."""
         table = self.encoding.embedding
-        side = (2 * torch.arange(table.shape[0], dtype=table.dtype, device=table.device) + 1) / table.shape[0] - 1
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        side = (2 * torch.arange(table.shape[0], dtype=dtype, device=table.device) + 1) / table.shape[0] - 1
         y, x = torch.meshgrid(side, side, indexing="ij")
         return torch.stack([x, y], -1).flatten(0, 1)[None]
 
@@ -376,7 +397,8 @@ def _as_points(coords: Tensor, batch: int) -> tuple[Tensor, tuple[int, int] | No
     if coords.dim() == 2:
         return coords[None], None
     if coords.dim() == 3 and shape[0] == batch:
-        if shape[1] == batch > 1:
+        # A captured graph is not asked: the question would tie its number of points to its number of images.
+        if not torch.compiler.is_compiling() and shape[1] == batch > 1:
             warnings.warn(
                 f"coords: {shape} with {batch} latents is read as [B, P, D]; give [1, H, W, D] for a grid",
                 stacklevel=3,
