@@ -275,6 +275,8 @@ class CIPSGenerator(nn.Module):
                 a layer that takes none.
         """
         self._check_latents(w)
+        if isinstance(self.encoding, FourierEncoding) and (coords.dim() < 2 or coords.shape[-1] != 2):
+            raise ValueError(f"coords: got shape {list(coords.shape)}, must be [..., 2], x and y last")
         change, anchors = change_of(self), w.shape[0]
         if mix is None:
             points, grid = _as_points(coords, anchors)
