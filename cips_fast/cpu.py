@@ -55,7 +55,7 @@ def modulated(
     (O, I), B = weight.shape, style.shape[0]
     scale = style.new_full((B, O), gain / math.sqrt(I))
     if demodulate:
-        scale *= torch.rsqrt(style.square() @ weight.square().mT / I + ref.EPS)
+        scale *= ref.inverse_norm_ref(style.square() @ weight.square().mT / I)
     w, rounded = weight.new_empty(B, O, I, dtype=dtype), dtype != torch.float32
     for some in _images_in_cache(B, O * I):
         part = torch.mul(weight, style[some, None], out=None if rounded else w[some])
@@ -87,8 +87,9 @@ def modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demod
 
 def images_at_once(batch: int, operations: int) -> list[slice]:
     """Images that go through together: each for itself where its product of so many operations is worth a call."""
-    step = 1 if operations >= CALL else max(1, batch)
-    return [slice(start, start + step) for start in range(0, batch, step)]
+    if operations >= CALL:
+        return [slice(image, image + 1) for image in range(batch)]
+    return [slice(0, batch)] if batch else []
 
 
 def apply_layer(x: Tensor, w: Tensor, bias: Tensor | None, lrelu: bool = True) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from . import reference as ref
+from .changed import change_of, plain_affines
 from .generator import CIPSGenerator
 
 SMALLEST_OPSET = 18
@@ -42,6 +43,12 @@ class Synthesis(nn.Module):
         super().__init__()
         if generator.noise:
             raise ValueError("noise: got True, must be False: an exported network draws none (generator.noise = False)")
+        affines = [layer.affine for layer in (*generator.layers, *generator.to_rgb)]
+        change = change_of(generator) or (
+            None if plain_affines(affines) else "affine layers were replaced or have hooks"
+        )
+        if change is not None:
+            raise ValueError(f"generator: {change}, must be as it was built: the formulas read its parameters alone")
         dtype = generator.encoding.freq.dtype
         if dtype != torch.float32:
             raise ValueError(f"dtype: got {dtype}, must be torch.float32 (generator.float())")

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from . import changed, functional, grids
 from .autocast import without_autocast
 from .changed import change_of, plain_affines
-from .checks import check_choice, check_flag, checked_count, checked_counts, checked_number, is_count, shown
+from .checks import (
+    check_choice,
+    check_finite,
+    check_flag,
+    checked_count,
+    checked_counts,
+    checked_number,
+    is_count,
+    shown,
+)
 from .kernels.network import Network
 from .modules import (
     GEOMETRIES,
@@ -199,12 +208,23 @@ class CIPSGenerator(nn.Module):
 
         Returns:
             Colours, nominally in [-1, 1], as `synthesis` gives them; [B, 3, size, size] on the native grid of a plane.
+
+        Raises:
+            ValueError: z or coords of another shape, a truncation that is not finite.
         """
+        if isinstance(z, Tensor) and z.dim() != 2:
+            raise ValueError(f"z: got shape {list(z.shape)}, must be [B, {self.style_features}]")
         w = self.truncate(self.mapping(z), truncation)
         return self.synthesis(w, self.native_grid()[None] if coords is None else coords)
 
     def truncate(self, w: Tensor, truncation: float) -> Tensor:
-        """Pull style latents towards the mean latent: w̄ + t·(w - w̄), [..., S] -> [..., S]."""
+        """Pull style latents towards the mean latent: w̄ + t·(w - w̄), [..., S] -> [..., S].
+
+        Raises:
+            ValueError: a truncation that is not a finite number.
+        """
+        if not isinstance(truncation, Tensor):  # whose values are not asked for: on a GPU that would wait
+            check_finite("truncation", truncation)
         return w if truncation == 1 else self.mean_latent + truncation * (w - self.mean_latent)
 
     @torch.no_grad()
@@ -255,6 +275,8 @@ class CIPSGenerator(nn.Module):
                 a layer that takes none.
         """
         self._check_latents(w)
+        if isinstance(self.encoding, FourierEncoding) and (coords.dim() < 2 or coords.shape[-1] != 2):
+            raise ValueError(f"coords: got shape {list(coords.shape)}, must be [..., 2], x and y last")
         change, anchors = change_of(self), w.shape[0]
         if mix is None:
             points, grid = _as_points(coords, anchors)
@@ -350,7 +372,8 @@ class CIPSGenerator(nn.Module):
     def _cell_centres(self) -> Tensor:
         """Where reading the embedding without aligned corners gives its cells, [1, cells², 2]."""
         table = self.encoding.embedding
-        side = (2 * torch.arange(table.shape[0], dtype=table.dtype, device=table.device) + 1) / table.shape[0] - 1
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        side = (2 * torch.arange(table.shape[0], dtype=dtype, device=table.device) + 1) / table.shape[0] - 1
         y, x = torch.meshgrid(side, side, indexing="ij")
         return torch.stack([x, y], -1).flatten(0, 1)[None]
 
@@ -376,7 +399,8 @@ def _as_points(coords: Tensor, batch: int) -> tuple[Tensor, tuple[int, int] | No
     if coords.dim() == 2:
         return coords[None], None
     if coords.dim() == 3 and shape[0] == batch:
-        if shape[1] == batch > 1:
+        # A captured graph is not asked: the question would tie its number of points to its number of images.
+        if not torch.compiler.is_compiling() and shape[1] == batch > 1:
             warnings.warn(
                 f"coords: {shape} with {batch} latents is read as [B, P, D]; give [1, H, W, D] for a grid",
                 stacklevel=3,

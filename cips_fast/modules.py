@@ -101,12 +101,23 @@ class Mapping(nn.Module):
         super().__init__()
         (style_features,) = _checked_features(style_features=style_features)
         layers = checked_count("layers", layers, MOST_MAPPING_LAYERS)
+        self.style_features = style_features
         self.layers = nn.ModuleList(
             EqualLinear(style_features, style_features, lr_multiplier=0.01) for _ in range(layers)
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """Latents z, drawn N(0, 1), [B, S] -> style latents w [B, S]."""
+        """Latents z, drawn N(0, 1), [..., S] -> style latents w [..., S].
+
+        Raises:
+            ValueError: z is no floating tensor of that shape.
+        """
+        if not isinstance(z, Tensor):
+            raise ValueError(f"z: got a {type(z).__name__}, must be a tensor [B, {self.style_features}]")
+        if not z.is_floating_point():
+            raise ValueError(f"z: got dtype {z.dtype}, must be floating")
+        if z.dim() == 0 or z.shape[-1] != self.style_features:
+            raise ValueError(f"z: got shape {list(z.shape)}, must be [B, {self.style_features}]")
         w = ref.rms_norm_ref(z)
         for layer in self.layers:
             w = ref.activate_ref(layer(w), "lrelu")
@@ -278,8 +289,11 @@ class FourierEncoding(nn.Module):
         self.backend = backend
 
     def points(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        """What F is multiplied by, and where the table is read: coordinates [..., 2] -> [..., D] and [..., 2]."""
-        coords = coords.to(self.freq.dtype)
+        """What F is multiplied by, and where the table is read: coordinates [..., 2] -> [..., D] and [..., 2].
+
+        They are of the parameters' dtype, and of float32 where that has fewer bits: 8 bits do not tell pixels apart.
+        """
+        coords = coords.to(torch.promote_types(self.freq.dtype, torch.float32))
         if not self.wraps:
             return coords, coords
         return grids.on_cylinder(coords), torch.cat([grids.around(coords[..., :1]), coords[..., 1:]], -1)
@@ -294,12 +308,12 @@ class FourierEncoding(nn.Module):
         at = at if table_coords is None else table_coords
         return functional.fourier_encode(
             coords,
-            self.freq,
-            self.phase,
-            self.table(),
+            self.freq.to(coords.dtype),
+            self.phase.to(coords.dtype),
+            self.table().to(coords.dtype),
             table_coords=None if at is coords else at,
             align_corners=self.align_corners,
-            dtype=autocast_dtype(coords),
+            dtype=autocast_dtype(coords) or self.freq.dtype,
             backend=self.backend,
         )
 

@@ -66,12 +66,19 @@ def bilinear_cells_ref(coords: Tensor, height: int, width: int, align_corners: b
 def modulate_ref(weight: Tensor, style: Tensor, demodulate: bool = True) -> Tensor:
     """W'[b,o,i] = W[o,i]·s[b,i]/√I, then W'[b,o,:] / sqrt(Σ_i W'[b,o,i]² + 1e-8) if demodulated.
 
+    Where the sum overflows, in float32 from styles of about 1e19 on, the row is NaN.
+
     weight [O, I], style [B, I] -> [B, O, I].
     """
     w = weight * style[:, None, :] / math.sqrt(weight.shape[1])  # [B, O, I]
     if demodulate:
-        w = w * torch.rsqrt(w.square().sum(-1, keepdim=True) + EPS)
+        w = w * inverse_norm_ref(w.square().sum(-1, keepdim=True))
     return w
+
+
+def inverse_norm_ref(squares: Tensor) -> Tensor:
+    """1 / sqrt(squares + 1e-8) of sums of squares; NaN where a sum overflowed, for 0 would be a wrong weight."""
+    return torch.rsqrt(squares + EPS).masked_fill(squares == math.inf, math.nan)
 
 
 def activate_ref(x: Tensor, activation: str) -> Tensor:

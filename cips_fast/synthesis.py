@@ -43,7 +43,8 @@ def synthesis(
 
     Args:
         network: its parameters; see `Network`.
-        coords: of its parameters' dtype [B|1, P, D]. What the batch shares is encoded once.
+        coords: of its parameters' dtype, or float32 where that has fewer bits [B|1, P, D]. What the batch shares is
+            encoded once.
         at: where the table is read, x, y in [-1, 1] [B|1, P, 2]; the coordinates themselves unless given.
         mix: α, for styles that differ from pixel to pixel: the network's batch are then J anchors, and a pixel has the
             styles Σ_j α_j s_j, demodulated exactly, which are the latent Σ_j α_j w_j's if α sums to 1. See `mixing`.
@@ -72,7 +73,7 @@ def synthesis(
     differentiated = torch.is_grad_enabled() and any(
         t.requires_grad for t in (coords, at, *tensors, *([] if mix is None else [mix]))
     )
-    dtype = autocast_dtype(coords) or coords.dtype
+    dtype = autocast_dtype(coords) or network.weights[0].dtype
     chosen = functional.resolve_backend(backend, coords.device, dtype)
     if activation == "lrelu" and noise_strength is None and mix is None and functional.is_one_operator(chosen, dtype):
         if chosen == "triton" and coords.shape[-1] not in (2, 3):
@@ -81,12 +82,16 @@ def synthesis(
         arguments = (coords.float(), at.float(), tensors, *form, dtype, chosen)
         if not differentiated:
             return network_ops.render(*arguments, inference)
+        if torch.compiler.is_exporting() and pixel_chunk is None:
+            # Layers' outputs would be kept in as many tensors as this number of pixels asks for, and no other number
+            # could be given to the program. Modulated weights alone are as many for all.
+            pixel_chunk = LARGEST_CHUNK
         return network_ops.synthesis(*arguments, pixel_chunk or 0)[0]
 
     def colours(coords: Tensor, at: Tensor, mix: Tensor | None = None) -> Tensor:
         return _layer_by_layer(network, coords, at, mix, activation, noise_strength, chosen)
 
-    points = (coords, at) if mix is None else (coords, at, mix.to(coords.dtype))
+    points = (coords, at) if mix is None else (coords, at, mix.to(network.weights[0].dtype))
     if mix is not None and not differentiated:
         return _without_memory(colours, points)
     return in_chunks(colours, points, pixel_chunk, random=noise_strength is not None)
@@ -144,8 +149,8 @@ def _layer_by_layer(
     noise_strength: Tensor | None,
     backend: str,
 ) -> Tensor:
-    encoding = (network.freq, network.phase, network.table)
-    dtype = autocast_dtype(coords)
+    encoding = [t.to(coords.dtype) for t in (network.freq, network.phase, network.table)]
+    dtype = autocast_dtype(coords) or network.weights[0].dtype
     x = functional.fourier_encode(
         coords, *encoding, table_coords=at, align_corners=network.align_corners, dtype=dtype, backend=backend
     )

@@ -60,7 +60,12 @@ def slices(count: int, step: int) -> list[slice]:
 
     Of few pixels a product may sum in another order: then their last bits would depend on where an image is cut.
     """
-    ends = [*range(step, count, step), count] if count else []
+    ends, end = [], step
+    while end < count:  # and not a range, which would tie a compiled graph to the one count
+        ends.append(end)
+        end += step
+    if count:
+        ends.append(count)
     if len(ends) > 1 and count - ends[-2] < LEAST <= step // 2:
         ends[-2] = count - LEAST
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]

@@ -47,7 +47,9 @@ def modulate_fwd_kernel(
     v = tl.load(weight_ptr + rows, mask=mask, other=0.0).to(tl.float32) * s[None, :] * scale
     d = tl.full([BLOCK_O], 1.0, tl.float32)
     if DEMODULATE:
-        d = 1.0 / tl.sqrt_rn(tl.sum(v * v, 1) + EPS)
+        squares = tl.sum(v * v, 1) + EPS
+        # 0 would be a wrong weight without a sign of it.
+        d = tl.where(squares < float("inf"), 1.0 / tl.sqrt_rn(squares), float("nan"))
     tl.store(d_ptr + b * O + offs_o, d, mask=mask_o)
     tl.store(w_ptr + b * w_stride_b + rows, (v * (gain * d)[:, None]).to(w_ptr.dtype.element_ty), mask=mask)
 

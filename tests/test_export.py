@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch.export import Dim
 
 from cips_fast import CIPSGenerator, export, load_published
 from cips_fast.render import with_bicubic_embedding
@@ -168,3 +169,48 @@ def test_missing_packages_are_named(package, monkeypatch, tmp_path):
     write = lambda: export.export_onnx(generator_of("skip"), tmp_path / "g.onnx")
     with pytest.raises(ImportError, match=rf"package {package}: pip install -e '\.\[export\]'"):
         use.get(package, write)()
+
+
+class Drawing(torch.nn.Module):
+    """A module of a user's own that draws with a generator."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, w, coords):
+        return self.generator.synthesis(w, coords)
+
+
+@pytest.mark.parametrize(
+    ("case", "differentiated"), [("skip", False), ("skip", True), ("res", True), ("cylinder", False)]
+)
+def test_a_module_that_draws_exports_with_open_sizes(case, differentiated):
+    generator = generator_of(case)
+    generator.integer_coords = False
+    module, S, rng = Drawing(generator), generator.style_features, torch.Generator().manual_seed(1)
+    b, p, auto = Dim("b"), Dim("p"), Dim.AUTO
+
+    def draw(images, *shape):
+        return torch.randn(images, S, generator=rng), torch.rand(*shape, 2, generator=rng) * 2 - 1
+
+    sizes = [(1, 9), (4, 4), (2, 1), (6, 3000)]
+    shared, own = [draw(B, P) for B, P in sizes], [draw(B, B, P) for B, P in sizes[1:]]
+    forms = [
+        (draw(3, 3, 5), ({0: b}, {0: b, 1: p}), own),
+        (draw(3, 5), ({0: b}, {0: p}), shared),
+        (draw(3, 5), (None, {0: p}), [draw(3, 9), draw(3, 700)]),
+        (draw(3, 5), ({0: auto}, {0: auto}), shared[1:2] + shared[3:]),
+    ]
+    for inputs, dims, others in forms if case == "skip" else forms[:1]:
+        with torch.set_grad_enabled(differentiated):
+            program = torch.export.export(module, inputs, dynamic_shapes=dims).module()
+        for given in others:
+            torch.testing.assert_close(program(*given), module(*given), rtol=1e-5, atol=1e-5)
+
+
+def test_a_generator_with_changed_layers_is_not_exported():
+    generator = generator_of("skip")
+    generator.layers[1].register_forward_hook(lambda m, i, y: y)
+    with pytest.raises(ValueError, match=r"generator: layers\.1 has hooks, must be as it was built"):
+        export.export_program(generator)
