@@ -44,7 +44,7 @@ def product_tiles(
     """The tiles for a product: measured where the sample lies on a GPU and tuning is on, the table's elsewhere.
 
     Args:
-        op: `fwd`, `tap`, `dgrad` or `wgrad`, as in the tables.
+        op: one of `launch.OPERATIONS`.
         shape: rows, cols and summed length of one product.
         batch: how many products.
         sample: an operand; its dtype and device count.
