@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="no Triton")
 
 from cips_fast import grids
 from cips_fast import reference as ref
-from cips_fast.kernels import chips, figures, ledger, mod_fc_bwd, published, report, tables, totals
+from cips_fast.kernels import chips, figures, ledger, limits, mod_fc_bwd, published, report, tables, totals
 from cips_fast.kernels.compile import Resources, compile_call, resources
 from cips_fast.kernels.disassembly import mix, multiplying_loop
 from cips_fast.kernels.launch import CHIPS
@@ -234,3 +234,12 @@ def test_ways_to_an_image():
     # Layers find what the layer before left; an eager pass over 64 MiB finds nothing of it in 50 MiB.
     assert layered.cached > 14 * 65536 * 512 * 2 > 5 * eager.cached
     assert layered.floor_cached < layered.floor
+
+
+def test_limits_have_a_row_for_every_target(monkeypatch, capsys):
+    used = [Resources(255, 0, 96 << 10, 0, {}, {}), Resources(128, 8, 16 << 10, 0, {}, {})]
+    monkeypatch.setattr(limits, "compile_all", lambda target: used[: 1 + (target == "gfx942")])
+    limits.main(["--target", "sm_90", "gfx942", "sm_90"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    version = limits.triton.__version__
+    assert rows == [[version, "sm_90", "1", "0", "255", "96"], [version, "gfx942", "2", "1", "255", "96"]]
