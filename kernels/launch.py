@@ -73,7 +73,7 @@ HOPPER = AMPERE | {
     ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
     ("fwd_tap", "half"): Tiles(128, 256, 64, 8, 3),
     ("dgrad", "half"): Tiles(128, 256, 64, 8, 3),
-    ("dgrad_tap", "half"): Tiles(128, 256, 32, 8, 4),
+    ("dgrad_tap", "half"): Tiles(128, 128, 64, 8, 3),
     ("wgrad", "half"): Tiles(128, 256, 64, 8, 3),
 }
 SQUARE = AMPERE | {
@@ -100,14 +100,14 @@ TILES = {
 }
 # A whole network in one launch: rows are pixels. Half of them are encoded at a time.
 STACK = {"half": Tiles(128, 128, 64, 8, 3), "tf32": Tiles(128, 128, 32, 8, 3), "ieee": Tiles(64, 64, 16, 8, 2)}
-STACK_WIDE = STACK | {"half": Tiles(128, 256, 64, 8, 3)}
+STACK_BLACKWELL = STACK | {"half": Tiles(128, 256, 64, 8, 3), "ieee": Tiles(64, 64, 16, 4, 2)}
 STACK_HOPPER = STACK | {"half": Tiles(128, 256, 32, 8, 4)}
 # With more stages Triton 3.6 and 3.8 have too few scalar registers on gfx942, and spill 2 to 6 of them.
 STACK_AMD = {"half": Tiles(128, 128, 32, 8, 1), "ieee": Tiles(64, 64, 16, 8, 1)}
 STACK_TILES = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_120"), STACK),
     "sm_90": STACK_HOPPER,
-    "sm_100": STACK_WIDE,
+    "sm_100": STACK_BLACKWELL,
     **dict.fromkeys(("gfx90a", "gfx942"), STACK_AMD),
     "default": {"half": Tiles(64, 64, 32, 4, 2), "tf32": Tiles(64, 64, 32, 4, 2), "ieee": Tiles(32, 64, 16, 4, 1)},
     INTERPRETER: {kind: Tiles(64, 64, 32, 4, 1) for kind in STACK},
