@@ -73,7 +73,7 @@ HOPPER = AMPERE | {
     ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
     ("fwd_tap", "half"): Tiles(128, 256, 64, 8, 3),
     ("dgrad", "half"): Tiles(128, 256, 64, 8, 3),
-    ("dgrad_tap", "half"): Tiles(128, 128, 64, 8, 3),
+    ("dgrad_tap", "half"): Tiles(256, 128, 64, 8, 3),
     ("wgrad", "half"): Tiles(128, 256, 64, 8, 3),
 }
 SQUARE = AMPERE | {
