@@ -87,6 +87,7 @@ BLACKWELL = SQUARE | {
     ("wgrad", "half"): Tiles(128, 128, 32, 8, 4),
 }
 SMALL = {key: Tiles(64, 64, 32, 4, 2) if key[1] != "ieee" else Tiles(32, 64, 16, 4, 1) for key in AMPERE}
+SMALL["mixed", "half"] = Tiles(64, 64, 32, 4, 1)  # with two stages Triton 3.6 spills on gfx1100
 TILES = {
     "sm_80": AMPERE,
     "sm_86": SQUARE | {("wgrad", "half"): Tiles(128, 128, 32, 8, 4)},
