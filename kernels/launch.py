@@ -93,7 +93,7 @@ TILES = {
     "sm_86": SQUARE | {("wgrad", "half"): Tiles(128, 128, 32, 8, 4)},
     "sm_90": HOPPER,
     "sm_100": BLACKWELL,
-    "sm_120": SQUARE,
+    "sm_120": SQUARE | {("wgrad", "half"): Tiles(128, 128, 32, 8, 4)},
     "gfx90a": SQUARE,
     "gfx942": SQUARE,
     "default": SMALL,
