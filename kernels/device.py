@@ -7,6 +7,7 @@ ahead of time for a named architecture, or emulated. Importing this module needs
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from torch import Tensor
 from .launch import INTERPRETER, Tiles
 
 Argument = Tensor | int | float | None
+# In the messages of CUDA and HIP for a kernel that needs more than there is; Triton raises them all as RuntimeError.
+TOO_MUCH = ("out of memory", "too many resources", "out of resources")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,29 @@ def standing_in(device: StandIn) -> Iterator[StandIn]:
         _stand_in = before
 
 
+class Refused(Exception):
+    """The compiler or the GPU refuses a launch on trial, or its kernel takes stack."""
+
+
+# Whether launches on trial may take stack; None where there is no trial. Each thread has a value of its own, so the
+# launches of other threads are not on trial.
+_trial: ContextVar[bool | None] = ContextVar("trial", default=None)
+
+
+@contextlib.contextmanager
+def on_trial(*, stack: bool) -> Iterator[None]:
+    """Until the context ends, a launch on a GPU raises `Refused` where the compiler or the GPU refuses it.
+
+    Args:
+        stack: accept kernels that take stack, where registers are spilled to.
+    """
+    token = _trial.set(stack)
+    try:
+        yield
+    finally:
+        _trial.reset(token)
+
+
 def run(
     kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Argument], constants: Mapping[str, Any], tiles: Tiles
 ) -> None:
@@ -72,8 +98,36 @@ def run(
     if interpreted() and (reason := interpreter_refusal()):
         raise RuntimeError(f"TRITON_INTERPRET=1: {reason}")
     tensor = next(value for value in call.arguments.values() if isinstance(value, Tensor))
+    stack_accepted = _trial.get()
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
-        call.kernel[call.grid](**call.arguments, **call.constants, **call.options)
+        if stack_accepted is None:
+            call.kernel[call.grid](**call.arguments, **call.constants, **call.options)
+        else:
+            _try(call, stack_accepted)
+
+
+def _try(call: Call, stack_accepted: bool) -> None:
+    """Start a kernel, or raise `Refused`; errors that are not the compiler's or of resources are raised as they are."""
+    from triton.errors import TritonError
+
+    given = {**call.arguments, **call.constants, **call.options}
+    try:
+        # `warmup` compiles and runs nothing, so these errors are the compiler's: Triton's own, RuntimeError from the
+        # passes of MLIR and LLVM, ValueError and IndexError from C++, AssertionError from the backends.
+        call.kernel.warmup(grid=call.grid, **given)
+    except (TritonError, RuntimeError, ValueError, IndexError, AssertionError) as error:
+        raise Refused(f"not compiled: {error}") from error
+    try:
+        compiled = call.kernel[call.grid](**given)
+    except TritonError as error:  # OutOfResources: Triton compares needs and limits when it loads the kernel
+        raise Refused(str(error)) from error
+    except RuntimeError as error:
+        if any(text in str(error) for text in TOO_MUCH):
+            raise Refused(str(error)) from error
+        raise
+    # Triton counts the bytes of stack in words of four.
+    if compiled.n_spills and not stack_accepted:
+        raise Refused(f"{4 * compiled.n_spills} bytes of stack")
 
 
 def can_run_on(device: torch.device) -> bool:

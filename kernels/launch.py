@@ -45,51 +45,55 @@ CHIPS = {
 }
 SAME_AS = {"sm_87": "sm_86", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120", "gfx950": "gfx942"}
 
-# Matrix products by operation and kind of factors; `tap` is `fwd` with an RGB tap in its epilogue, `end` has the end of
-# a residual block there too, `mixed` has a style a pixel. Rows are pixels, and out channels in `wgrad`. Chosen by
-# compiling for each target (docs/kernels.md): the largest tile that spills nothing. None has been timed.
+# Matrix products: forward, backward to the input, backward to the weights. Which tiles spill depends on what else the
+# epilogue does. `_tap`: an RGB tap, or its gradient; `_end`: the end of a residual block; `mixed`: a style a pixel.
+OPERATIONS = ("fwd", "fwd_tap", "fwd_end", "fwd_end_tap", "mixed", "dgrad", "dgrad_tap", "dgrad_end", "wgrad")
+# Tiles by operation and kind of factors. Rows are pixels, and out channels in `wgrad`. They are the largest that take
+# no stack, compiled for each target by each version of Triton in docs/kernels.md. None has been timed.
+TF32 = dict.fromkeys(OPERATIONS, Tiles(128, 128, 32, 8, 3)) | {"mixed": Tiles(64, 128, 32, 8, 3)}
+IEEE = dict.fromkeys(OPERATIONS, Tiles(64, 64, 16, 8, 2)) | dict.fromkeys(
+    ("dgrad", "dgrad_tap", "dgrad_end"), Tiles(32, 64, 16, 4, 2)
+)
+# On sm_80 and sm_90 a step of 64 leaves too few registers for some epilogues with Triton 3.6; four stages of 32 hold as
+# much as two of 64 do.
 AMPERE = {
-    ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
-    ("tap", "half"): Tiles(128, 256, 64, 8, 3),
-    ("end", "half"): Tiles(128, 128, 64, 8, 3),
+    ("fwd", "half"): Tiles(128, 256, 32, 8, 4),
+    ("fwd_tap", "half"): Tiles(128, 256, 32, 8, 4),
+    ("fwd_end", "half"): Tiles(128, 256, 32, 8, 4),
+    ("fwd_end_tap", "half"): Tiles(128, 128, 64, 8, 3),
     ("mixed", "half"): Tiles(64, 128, 64, 8, 3),
-    ("dgrad", "half"): Tiles(256, 128, 64, 8, 3),
-    ("wgrad", "half"): Tiles(128, 128, 64, 8, 3),
-    ("fwd", "tf32"): Tiles(128, 128, 32, 8, 3),
-    ("tap", "tf32"): Tiles(128, 128, 32, 8, 3),
-    ("end", "tf32"): Tiles(128, 128, 32, 8, 3),
-    ("mixed", "tf32"): Tiles(64, 128, 32, 8, 3),
-    ("dgrad", "tf32"): Tiles(128, 128, 32, 8, 3),
-    ("wgrad", "tf32"): Tiles(128, 128, 32, 8, 3),
-    ("fwd", "ieee"): Tiles(64, 64, 16, 8, 2),
-    ("tap", "ieee"): Tiles(64, 64, 16, 8, 2),
-    ("end", "ieee"): Tiles(64, 64, 16, 8, 2),
-    ("mixed", "ieee"): Tiles(64, 64, 16, 8, 2),
-    ("dgrad", "ieee"): Tiles(32, 64, 16, 4, 2),
-    ("wgrad", "ieee"): Tiles(64, 64, 16, 8, 2),
+    ("dgrad", "half"): Tiles(256, 128, 32, 8, 4),
+    ("dgrad_tap", "half"): Tiles(256, 128, 32, 8, 4),
+    ("dgrad_end", "half"): Tiles(128, 128, 64, 8, 3),
+    ("wgrad", "half"): Tiles(128, 128, 32, 8, 4),
+    **{(op, "tf32"): tiles for op, tiles in TF32.items()},
+    **{(op, "ieee"): tiles for op, tiles in IEEE.items()},
 }
 HOPPER = AMPERE | {
+    ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
+    ("fwd_tap", "half"): Tiles(128, 256, 64, 8, 3),
     ("dgrad", "half"): Tiles(128, 256, 64, 8, 3),
+    ("dgrad_tap", "half"): Tiles(256, 128, 64, 8, 3),
     ("wgrad", "half"): Tiles(128, 256, 64, 8, 3),
 }
-BLACKWELL = AMPERE | {
-    ("tap", "half"): Tiles(128, 128, 64, 8, 3),
-    ("dgrad", "half"): Tiles(128, 128, 64, 8, 3),
-    ("wgrad", "half"): Tiles(128, 128, 32, 8, 4),
-}
 SQUARE = AMPERE | {
-    ("fwd", "half"): Tiles(128, 128, 64, 8, 3),
-    ("tap", "half"): Tiles(128, 128, 64, 8, 3),
-    ("dgrad", "half"): Tiles(128, 128, 64, 8, 3),
+    **{(op, "half"): Tiles(128, 128, 64, 8, 3) for op in OPERATIONS},
     ("mixed", "half"): Tiles(64, 128, 32, 8, 3),
 }
+BLACKWELL = SQUARE | {
+    ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
+    ("fwd_end", "half"): Tiles(128, 256, 64, 8, 3),
+    ("mixed", "half"): Tiles(64, 128, 64, 8, 3),
+    ("wgrad", "half"): Tiles(128, 128, 32, 8, 4),
+}
 SMALL = {key: Tiles(64, 64, 32, 4, 2) if key[1] != "ieee" else Tiles(32, 64, 16, 4, 1) for key in AMPERE}
+SMALL["mixed", "half"] = Tiles(64, 64, 32, 4, 1)  # with two stages Triton 3.6 spills on gfx1100
 TILES = {
     "sm_80": AMPERE,
-    "sm_86": SQUARE,
+    "sm_86": SQUARE | {("wgrad", "half"): Tiles(128, 128, 32, 8, 4)},
     "sm_90": HOPPER,
     "sm_100": BLACKWELL,
-    "sm_120": SQUARE,
+    "sm_120": SQUARE | {("wgrad", "half"): Tiles(128, 128, 32, 8, 4)},
     "gfx90a": SQUARE,
     "gfx942": SQUARE,
     "default": SMALL,
@@ -97,11 +101,14 @@ TILES = {
 }
 # A whole network in one launch: rows are pixels. Half of them are encoded at a time.
 STACK = {"half": Tiles(128, 128, 64, 8, 3), "tf32": Tiles(128, 128, 32, 8, 3), "ieee": Tiles(64, 64, 16, 8, 2)}
-STACK_WIDE = STACK | {"half": Tiles(128, 256, 64, 8, 3)}
-STACK_AMD = STACK | {"half": Tiles(128, 128, 32, 8, 3)}
+STACK_BLACKWELL = STACK | {"half": Tiles(128, 256, 64, 8, 3), "ieee": Tiles(64, 64, 16, 4, 2)}
+STACK_HOPPER = STACK | {"half": Tiles(128, 256, 32, 8, 4)}
+# With more stages Triton 3.6 and 3.8 have too few scalar registers on gfx942, and spill 2 to 6 of them.
+STACK_AMD = {"half": Tiles(128, 128, 32, 8, 1), "ieee": Tiles(64, 64, 16, 8, 1)}
 STACK_TILES = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_120"), STACK),
-    **dict.fromkeys(("sm_90", "sm_100"), STACK_WIDE),
+    "sm_90": STACK_HOPPER,
+    "sm_100": STACK_BLACKWELL,
     **dict.fromkeys(("gfx90a", "gfx942"), STACK_AMD),
     "default": {"half": Tiles(64, 64, 32, 4, 2), "tf32": Tiles(64, 64, 32, 4, 2), "ieee": Tiles(32, 64, 16, 4, 1)},
     INTERPRETER: {kind: Tiles(64, 64, 32, 4, 1) for kind in STACK},
@@ -110,9 +117,9 @@ STACK_TILES = {
 # of full float32 take so long that nothing waits for memory: there is nothing for them, nor for chips not named here.
 NARROW = {"half": Tiles(128, 128, 16, 8, 2), "tf32": Tiles(64, 128, 16, 8, 2)}
 NARROW_TILES = {
-    **dict.fromkeys(("sm_80", "sm_86", "sm_90"), NARROW),
+    **dict.fromkeys(("sm_80", "sm_90"), NARROW),
+    **dict.fromkeys(("sm_86", "sm_120"), NARROW | {"half": Tiles(64, 128, 16, 8, 2)}),
     "sm_100": NARROW | {"half": Tiles(64, 128, 16, 4, 2)},
-    "sm_120": NARROW | {"half": Tiles(64, 128, 16, 8, 2)},
     "gfx90a": {"half": NARROW["half"]},
     "gfx942": {"half": NARROW["half"]},
     "gfx1100": {"half": Tiles(64, 128, 16, 8, 1)},

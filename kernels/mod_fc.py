@@ -186,6 +186,5 @@ def mod_fc_fwd(
         run(mod_fc_fwd_kernel, (B * triton.cdiv(P, tiles.rows) * tiles_o,), arguments, constants | blocks, tiles)
         return out, rgb
 
-    op = "fwd" if rgb_w is None else "tap" if around is None else "end"
-    variant = "+res" * (around is not None)
-    return attempt(product_tiles(op, (P, O, I), B, x, attempt, variant))
+    op = "fwd" + "_end" * (around is not None) + "_tap" * (rgb_w is not None)
+    return attempt(product_tiles(op, (P, O, I), B, x, attempt))

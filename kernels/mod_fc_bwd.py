@@ -288,9 +288,10 @@ def mod_fc_dgrad(
         run(mod_fc_dgrad_kernel, grid, arguments, constants | blocks, tiles)
         return out, sums
 
+    op = "dgrad_end" if passed is not None else "dgrad_tap" if rgb_w is not None else "dgrad"
     given = {"+sum": shared, "+res": around is not None, "+act": below is not None, "+rgb": rgb_w is not None}
     variant = "".join(name for name, holds in given.items() if holds)
-    return attempt(product_tiles("dgrad", (P, I, O), B, dz, attempt, variant))
+    return attempt(product_tiles(op, (P, I, O), B, dz, attempt, variant))
 
 
 def mod_fc_wgrad(dz: Tensor, x: Tensor, into: Tensor | None = None) -> Tensor:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from .cache import cache_folder
-from .device import architecture, is_gpu
+from .device import Refused, architecture, is_gpu, on_trial
 from .launch import Tiles, gemm_candidates, precision
 
 Candidate = TypeVar("Candidate", Tiles, str)
+# GPUs and keys of which this process found no candidate that is clean; it does not try them again.
+_all_refused: set[tuple[str, str]] = set()
 
 
 def product_tiles(
@@ -36,7 +38,7 @@ def product_tiles(
     """The tiles for a product: measured where the sample lies on a GPU and tuning is on, the table's elsewhere.
 
     Args:
-        op: `fwd`, `tap`, `dgrad` or `wgrad`, as in the tables.
+        op: one of `launch.OPERATIONS`.
         shape: rows, cols and summed length of one product.
         batch: how many products.
         sample: an operand; its dtype and device count.
@@ -81,6 +83,8 @@ def _measured(
 ) -> Candidate:
     gpu = torch.cuda.get_device_name(sample.device)
     known = _known(gpu)
+    if (gpu, key) in _all_refused:
+        return candidates[0]
     if known.get(key) not in candidates:  # not measured, or by a version with other tables
         with torch.cuda.device(sample.device):
             # What a captured graph runs is not run while it is captured.
@@ -88,6 +92,7 @@ def _measured(
                 return candidates[0]
             chosen = fastest(candidates, attempt, f"cips_fast: {title}")
         if chosen is None:
+            _all_refused.add((gpu, key))
             return candidates[0]
         _remember(gpu, key, chosen)
     return known[key]
@@ -99,14 +104,16 @@ def fastest(
     title: str,
     measure: Callable[[Callable[[], object]], float] | None = None,
 ) -> Candidate | None:
-    """The candidate whose attempt takes the least time; None if chip, memory or compiler refuse them all."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime import errors
+    """The candidate whose attempt takes the least time; None if the GPU, its memory or the compiler refuse them all.
 
-    refusals = (errors.OutOfResources, errors.PTXASError, CompilationError, torch.OutOfMemoryError)
+    Tiles whose kernel takes stack are refused without a measurement. A way to compute something is not: it runs many
+    kernels, and its time tells what their stack costs.
+    """
     times: dict[Candidate, float] = {}
     for candidate in _with_a_bar(candidates, title):
-        with contextlib.suppress(*refusals):
+        with contextlib.suppress(Refused, torch.OutOfMemoryError):
+            with on_trial(stack=not isinstance(candidate, Tiles)):
+                attempt(candidate)
             times[candidate] = (measure or _milliseconds)(lambda candidate=candidate: attempt(candidate))
     return min(times, key=times.__getitem__) if times else None
 

@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="no Triton")
 
 from cips_fast import grids
 from cips_fast import reference as ref
-from cips_fast.kernels import chips, figures, ledger, mod_fc_bwd, published, report, tables, totals
+from cips_fast.kernels import chips, figures, ledger, limits, mod_fc_bwd, published, report, tables, totals
 from cips_fast.kernels.compile import Resources, compile_call, resources
 from cips_fast.kernels.disassembly import mix, multiplying_loop
 from cips_fast.kernels.launch import CHIPS
@@ -38,9 +38,9 @@ def test_known_figures_of_a_layer():
     assert layer.intensity == layer.flop / once
     tiles_p, tiles_o = 65536 // 128, 2
     assert layer.read["requested"] == 2 * (tiles_o * 65536 * 512 + tiles_p * 512 * 512) + 4 * tiles_p * 512
-    assert (layer.stack, layer.tile, layer.warps, layer.stages) == (0, [128, 256, 64], 8, 3)
-    assert layer.loop["products"] == 128  # 128 × 256 × 64 in eight warps' HMMA.16816
-    assert layer.loop["global"] == 12  # copies of 16 bytes: (128 + 256) × 64 elements for 256 threads
+    assert (layer.stack, layer.tile, layer.warps, layer.stages) == (0, [128, 256, 32], 8, 4)
+    assert layer.loop["products"] == 64  # 128 × 256 × 32 in eight warps' HMMA.16816
+    assert layer.loop["global"] == 6  # copies of 16 bytes: (128 + 256) × 32 elements for 256 threads
     assert layer.loop["waits"] > 0
     assert layer.occupancy.programs == 1
     assert layer.floors["A100 80 GB"].seconds == pytest.approx(34359738368 / 312e12)
@@ -234,3 +234,12 @@ def test_ways_to_an_image():
     # Layers find what the layer before left; an eager pass over 64 MiB finds nothing of it in 50 MiB.
     assert layered.cached > 14 * 65536 * 512 * 2 > 5 * eager.cached
     assert layered.floor_cached < layered.floor
+
+
+def test_limits_have_a_row_for_every_target(monkeypatch, capsys):
+    used = [Resources(255, 0, 96 << 10, 0, {}, {}), Resources(128, 8, 16 << 10, 0, {}, {})]
+    monkeypatch.setattr(limits, "compile_all", lambda target: used[: 1 + (target == "gfx942")])
+    limits.main(["--target", "sm_90", "gfx942", "sm_90"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    version = limits.triton.__version__
+    assert rows == [[version, "sm_90", "1", "0", "255", "96"], [version, "gfx942", "2", "1", "255", "96"]]

@@ -5,10 +5,11 @@ Nothing here runs a kernel. Triton and the assemblers of its NVIDIA and AMD back
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import triton
 
 from cips_fast.kernels.compile import Resources, compile_call, resources
 from cips_fast.kernels.launch import CHIPS
@@ -41,22 +42,29 @@ def compile_one(job: tuple[str, int]) -> tuple[str, dict, bool, Resources]:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Iterator[dict[str, list]]:
-    """All production launches for all targets, compiled in as many processes as there are cores."""
-    jobs = [(target, index) for target in TARGETS for index in range(len(production_calls(target)))]
+def compiled(request) -> Iterator[Callable[[str], list]]:
+    """What gives all production launches of a target, compiled in as many processes as there are cores.
+
+    The processes compile for the targets of the selected tests only, in their order. They are given all of them at
+    once, so that no core idles at the end of a target.
+    """
+    tests = [item for item in request.session.items if item.path == request.path and "compiled" in item.fixturenames]
+    selected = [item.callspec.params["target"] for item in tests]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
-        results = pool.map(compile_one, jobs, chunksize=4)
-    by_target = {target: [] for target in TARGETS}
-    for (target, _), result in zip(jobs, results, strict=True):
-        by_target[target].append(result)
-    return by_target
+        pending = {target: pool.map_async(compile_one, jobs(target), chunksize=1) for target in dict.fromkeys(selected)}
+        yield lambda target: pending[target].get()
+
+
+def jobs(target: str) -> list[tuple[str, int]]:
+    """The target and a place in its production launches, for each of them."""
+    return [(target, index) for index in range(len(production_calls(target)))]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_spills_and_everything_fits(compiled, target):
     limit = REGISTERS.get(target, REGISTERS["sm"])
-    for name, constants, _, used in compiled[target]:
-        where = f"{name} {constants} on {target}"
+    for name, constants, _, used in compiled(target):
+        where = f"{name} {constants} on {target} by Triton {triton.__version__}"
         assert used.stack == 0, f"{where}: {used.stack} bytes of stack"
         assert used.registers <= limit, f"{where}: {used.registers} registers"
         assert used.shared <= SHARED[target], f"{where}: {used.shared} bytes of shared memory"
@@ -65,7 +73,7 @@ def test_nothing_spills_and_everything_fits(compiled, target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_products_run_on_tensor_cores(compiled, target):
     names = set()
-    for name, constants, is_half, used in compiled[target]:
+    for name, constants, is_half, used in compiled(target):
         if constants.get("PRECISION") == "tf32":
             wanted = MULTIPLY[target].replace("HMMA.16816", "HMMA.1688")
             assert any(code.startswith(wanted) for code in used.instructions), f"{name} {constants} on {target}"
@@ -84,7 +92,7 @@ def test_products_run_on_tensor_cores(compiled, target):
 @pytest.mark.parametrize("target", COPY)
 def test_wide_operands_are_copied_16_bytes_at_a_time_and_asynchronously(compiled, target):
     checked = 0
-    for name, constants, is_half, used in compiled[target]:
+    for name, constants, is_half, used in compiled(target):
         blocks = [value for key, value in constants.items() if key.startswith("BLOCK_")]
         if is_half and "PRECISION" in constants and min(blocks) >= 64:
             copies = [code for code in used.instructions if code.startswith(COPY[target])]

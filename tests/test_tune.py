@@ -4,12 +4,18 @@ import contextlib
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from triton.runtime.errors import OutOfResources
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler.errors import CompilationError
+from triton.runtime import driver
+from triton.runtime.errors import OutOfResources, PTXASError
 
-from cips_fast.kernels import tune
+from cips_fast.kernels import device, tune
 from cips_fast.kernels.launch import Tiles, gemm_candidates, gemm_tiles
 from cips_fast.kernels.production import float32_products
 
@@ -31,6 +37,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU 80/GB")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(tune, "_all_refused", set())
     tune._known.cache_clear()
     yield tried
     tune._known.cache_clear()
@@ -107,19 +114,175 @@ def test_what_other_processes_measured_meanwhile_is_kept(gpu, cache):
     assert len(json.loads(file.read_text())) == 3
 
 
-def test_what_the_chip_refuses_is_passed_over():
-    refused, taken = Tiles(128, 256, 64, 8, 4), Tiles(64, 64, 32, 4, 2)
+GOOD, BAD = Tiles(64, 64, 32, 4, 2), Tiles(128, 256, 64, 8, 4)
+
+
+class Kernel:
+    """Behaves as a `triton.JITFunction`: compiling and starting it raise what they are given, unless the tile is GOOD.
+
+    Args:
+        compiling: what the compiler raises.
+        starting: what a launch raises.
+        spills: how many registers it spills.
+    """
+
+    def __init__(self, compiling=None, starting=None, spills=0):
+        self.compiling, self.starting, self.spills = compiling, starting, spills
+        self.launches = []
+
+    def warmup(self, *, grid, rows, **given):
+        if self.compiling is not None and rows == BAD.rows:
+            raise self.compiling
+
+    def __getitem__(self, grid):
+        return lambda rows, **given: self.launch(rows)
+
+    def launch(self, rows):
+        is_bad = rows == BAD.rows
+        if self.starting is not None and is_bad:
+            raise self.starting
+        self.launches.append(rows)
+        return SimpleNamespace(n_spills=self.spills * is_bad)
+
+    def start(self, tiles):
+        device.run(self, (1,), {"x": torch.zeros(1)}, {"rows": tiles.rows}, tiles)
+
+
+def measure(call):
+    call()
+    return 1.0
+
+
+COMPILER = [
+    CompilationError(None, None, "type mismatch"),
+    PTXASError("ptxas fatal"),
+    RuntimeError("PassManager::run failed"),
+    ValueError("num_ctas"),
+    IndexError("map::at"),
+    AssertionError("lhs and rhs bitwidth must be the same"),
+]
+RESOURCES = [
+    OutOfResources(required=200, limit=100, name="shared memory"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("Triton Error [CUDA]: too many resources requested for launch"),
+]
+FAULTS = [
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    ValueError("Pointer argument (at 0) cannot be accessed from Triton (cpu tensor?)"),
+]
+REFUSING = [
+    *({"compiling": error} for error in COMPILER),
+    *({"starting": error} for error in RESOURCES),
+    {"spills": 1},
+]
+
+
+@pytest.mark.parametrize("how", REFUSING, ids=repr)
+def test_a_tile_that_is_refused_or_takes_stack_is_passed_over(how):
+    kernel = Kernel(**how)
+    assert tune.fastest([BAD, GOOD], kernel.start, "", measure) == GOOD
+    assert kernel.launches.count(BAD.rows) == (how == {"spills": 1})  # it ran once, and was not measured
+    assert tune.fastest([BAD], kernel.start, "", measure) is None
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=repr)
+def test_errors_of_the_program_are_raised(error):
+    with pytest.raises(type(error)) as raised:
+        tune.fastest([BAD, GOOD], Kernel(starting=error).start, "", measure)
+    assert raised.value is error
+
+
+def test_errors_outside_of_a_launch_are_raised():
+    def attempt(tiles):
+        raise ValueError("x: got shape [3, 56, 7]")
+
+    with pytest.raises(ValueError, match="got shape"):
+        tune.fastest([BAD, GOOD], attempt, "", measure)
+
+
+def test_tiles_that_need_too_much_memory_are_passed_over():
+    def attempt(tiles):
+        if tiles == BAD:
+            raise torch.OutOfMemoryError
+
+    assert tune.fastest([BAD, GOOD], attempt, "", measure) == GOOD
+
+
+def test_a_way_is_refused_by_the_compiler_and_not_for_its_stack():
+    for how, chosen in (({"spills": 1}, "bad"), ({"compiling": COMPILER[2]}, "good")):
+        kernel = Kernel(**how)
+        attempt = lambda way, kernel=kernel: kernel.start(BAD if way == "bad" else GOOD)
+        assert tune.fastest(["bad", "good"], attempt, "", measure) == chosen
+
+
+@triton.jit
+def fill_kernel(x_ptr, rows: tl.constexpr):
+    tl.store(x_ptr + tl.arange(0, rows), 0.0)
+
+
+class Driver:
+    """Stands in for Triton's CUDA driver: its compiler runs, the launch does nothing, one kernel spills."""
+
+    def __init__(self, spills):
+        self.launched = 0
+        properties = {"max_shared_mem": 160 << 10}
+        self.utils = SimpleNamespace(
+            # No module: a kernel would unload it when it is collected, with the driver of that time.
+            load_binary=lambda *_: (None, None, 255, spills, 1024),
+            get_device_properties=lambda _: properties,
+        )
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 80, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def launcher_cls(self, source, metadata):
+        return self.launch
+
+    def launch(self, *_):
+        self.launched += 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "spills", "message"),
+    [(48, 0, "not compiled.*power of 2"), (64, 2, "^8 bytes of stack$"), (64, 0, None)],
+    ids=["not compiled", "stack", "clean"],
+)
+def test_trials_ask_this_version_of_triton(monkeypatch, rows, spills, message):
+    stand_in = Driver(spills)
+    monkeypatch.setattr(driver, "_active", stand_in)
+    fill_kernel.device_caches.clear()
+    refused = contextlib.nullcontext() if message is None else pytest.raises(device.Refused, match=f"(?s){message}")
+    with refused, device.on_trial(stack=False):
+        device.run(fill_kernel, (1,), {"x_ptr": torch.zeros(64)}, {"rows": rows}, GOOD)
+    assert stand_in.launched == (rows == 64)
+
+
+def test_outside_of_a_trial_nothing_is_refused():
+    kernel = Kernel(compiling=COMPILER[2], spills=1)
+    kernel.start(BAD)
+    tune.fastest([BAD, GOOD], kernel.start, "", measure)
+    kernel.start(BAD)
+    assert kernel.launches.count(BAD.rows) == 2
+
+
+def test_where_all_are_refused_the_table_decides_and_they_are_tried_once(gpu):
+    kernel, tried = Kernel(spills=1), []
 
     def attempt(tiles):
-        if tiles == refused:
-            raise OutOfResources(required=200, limit=100, name="shared memory")
+        tried.append(tiles)
+        kernel.start(BAD)
 
-    def measure(call):
-        call()
-        return 1.0
-
-    assert tune.fastest([refused, taken], attempt, "", measure) == taken
-    assert tune.fastest([refused], attempt, "", measure) is None
+    for _ in range(2):
+        chosen = tune.product_tiles("fwd", SHAPE, 1, torch.empty(1, dtype=torch.float16), attempt)
+        assert chosen == gemm_tiles("fwd", SHAPE, torch.float16, "sm_80")
+    assert tried == gemm_candidates("fwd", SHAPE, torch.float16, "sm_80")
+    assert gpu == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": {"rows": 1}}'])
