@@ -7,18 +7,20 @@ from numbers import Integral, Real
 from typing import Any
 
 _short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
+_short.maxstring = _short.maxother = 200
 _short.maxlist = _short.maxtuple = 10
-LONGEST_TEXT = 120  # characters
+LONGEST_SHOWN = 80  # characters
 LONGEST_NUMBER = 256  # bits of a whole number that a message shows; Python refuses to print very long ones
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it: its repr, cut where that is long."""
+    """A value as an error message shows it: its repr, cut where that is long, in a time that is bounded as well."""
+    if isinstance(value, str) and len(value) > LONGEST_SHOWN:
+        return f"{value[:LONGEST_SHOWN]!r}... ({len(value)} characters)"
     if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
         return f"a number of {value.bit_length()} bits"
     text = _short.repr(value)
-    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "..."
+    return text if len(text) <= LONGEST_SHOWN + 2 else text[:LONGEST_SHOWN] + "..."
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

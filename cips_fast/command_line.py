@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import console
+from .checks import shown
 
-LONGEST_SHOWN = 80  # characters of what was given that an error repeats
 # What PyTorch says, in a RuntimeError, where memory ran out; Python and NumPy raise MemoryError.
 OUT_OF_MEMORY = re.compile(
     "can't allocate memory|not enough memory|out of memory|storage size calculation overflowed|can't start new thread",
@@ -103,14 +103,6 @@ def png_path(text: str) -> Path:
     if path.suffix.lower() != ".png" or not os.path.isdir(path.parent) or os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"got {shown(text)}, must be a .png in a folder that exists")
     return path
-
-
-def shown(value: object) -> str:
-    """What an error repeats of a value: all of it, or its beginning if it is long."""
-    text = str(value)
-    if len(text) > LONGEST_SHOWN:
-        return f"{text[:LONGEST_SHOWN]!r}... ({len(text)} characters)"
-    return repr(value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .launch import INTERPRETER, Tiles
+from .launch import INTERPRETER, Tiles, triton_version
 
 Argument = Tensor | int | float | None
 # In the messages of CUDA and HIP for a kernel that needs more than there is; Triton raises them all as RuntimeError.
@@ -151,10 +151,7 @@ def interpreter_refusal() -> str | None:
     import numpy
     import triton
 
-    def version(module: Any) -> tuple[int, ...]:
-        return tuple(int(part) for part in module.__version__.split(".")[:2])
-
-    if version(triton) >= (3, 7) or version(numpy) < (2, 4):
+    if triton_version() >= (3, 7) or tuple(map(int, numpy.__version__.split(".")[:2])) < (2, 4):
         return None
     installed = f"Triton {triton.__version__} with NumPy {numpy.__version__}"
     return f"got {installed}, must be Triton 3.7 or later, or NumPy before 2.4"

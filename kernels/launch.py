@@ -3,7 +3,9 @@
 Importing this module needs neither Triton nor a GPU.
 """
 
+import sys
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -57,7 +59,7 @@ IEEE = dict.fromkeys(OPERATIONS, Tiles(64, 64, 16, 8, 2)) | dict.fromkeys(
 # On sm_80 and sm_90 a step of 64 leaves too few registers for some epilogues with Triton 3.6; four stages of 32 hold as
 # much as two of 64 do.
 AMPERE = {
-    ("fwd", "half"): Tiles(128, 256, 32, 8, 4),
+    ("fwd", "half"): Tiles(256, 128, 32, 8, 4),
     ("fwd_tap", "half"): Tiles(128, 256, 32, 8, 4),
     ("fwd_end", "half"): Tiles(128, 256, 32, 8, 4),
     ("fwd_end_tap", "half"): Tiles(128, 128, 64, 8, 3),
@@ -84,7 +86,7 @@ BLACKWELL = SQUARE | {
     ("fwd", "half"): Tiles(128, 256, 64, 8, 3),
     ("fwd_end", "half"): Tiles(128, 256, 64, 8, 3),
     ("mixed", "half"): Tiles(64, 128, 64, 8, 3),
-    ("wgrad", "half"): Tiles(128, 128, 32, 8, 4),
+    ("wgrad", "half"): Tiles(128, 128, 32, 4, 4),
 }
 SMALL = {key: Tiles(64, 64, 32, 4, 2) if key[1] != "ieee" else Tiles(32, 64, 16, 4, 1) for key in AMPERE}
 SMALL["mixed", "half"] = Tiles(64, 64, 32, 4, 1)  # with two stages Triton 3.6 spills on gfx1100
@@ -103,8 +105,7 @@ TILES = {
 STACK = {"half": Tiles(128, 128, 64, 8, 3), "tf32": Tiles(128, 128, 32, 8, 3), "ieee": Tiles(64, 64, 16, 8, 2)}
 STACK_BLACKWELL = STACK | {"half": Tiles(128, 256, 64, 8, 3), "ieee": Tiles(64, 64, 16, 4, 2)}
 STACK_HOPPER = STACK | {"half": Tiles(128, 256, 32, 8, 4)}
-# With more stages Triton 3.6 and 3.8 have too few scalar registers on gfx942, and spill 2 to 6 of them.
-STACK_AMD = {"half": Tiles(128, 128, 32, 8, 1), "ieee": Tiles(64, 64, 16, 8, 1)}
+STACK_AMD = {"half": Tiles(128, 128, 32, 8, 3), "ieee": Tiles(64, 64, 16, 8, 2)}
 STACK_TILES = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_120"), STACK),
     "sm_90": STACK_HOPPER,
@@ -125,6 +126,11 @@ NARROW_TILES = {
     "gfx1100": {"half": Tiles(64, 128, 16, 8, 1)},
     INTERPRETER: {kind: Tiles(64, 64, 16, 4, 1) for kind in STACK},
 }
+# Tiles for versions of Triton before the one named, where no tile is clean with all of them. These versions run out of
+# scalar registers: they spill 2 to 6 of them in a pipelined stack on gfx942, and 10 or 11 in a narrow one on gfx1100.
+STACK_AMD_UNPIPELINED = {"half": Tiles(128, 128, 32, 8, 1), "ieee": Tiles(64, 64, 16, 8, 1)}
+STACK_TILES_BEFORE = dict.fromkeys(("gfx90a", "gfx942"), ((3, 9), STACK_AMD_UNPIPELINED))
+NARROW_TILES_BEFORE = {"gfx1100": ((3, 8), {"half": Tiles(32, 64, 16, 8, 1)})}
 # Elements of a tile of whole rows: 16 a thread, so that one sample's 512² weights make 128 programs.
 ROW_ELEMENTS = 2048
 # What a first run on a GPU tries beside the table's entry.
@@ -179,14 +185,14 @@ def stack_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles:
     """The table's tiles for a whole network of at most `width` channels."""
     kind = "half" if dtype.itemsize == 2 else precision(dtype, architecture)
     family = _family(architecture)
-    tiles = STACK_TILES[family][kind]
+    tiles = _for_this_triton(STACK_TILES, STACK_TILES_BEFORE, family)[kind]
     return replace(tiles, cols=min(tiles.cols, max(16, _power_of_two(width))))
 
 
 def narrow_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles | None:
     """The table's tiles for a whole network that stays on chip, of at most `width` channels; None if it does not."""
     kind = "half" if dtype.itemsize == 2 else precision(dtype, architecture)
-    tiles = NARROW_TILES.get(SAME_AS.get(architecture, architecture), {}).get(kind)
+    tiles = _for_this_triton(NARROW_TILES, NARROW_TILES_BEFORE, SAME_AS.get(architecture, architecture)).get(kind)
     return None if tiles is None or width > tiles.cols else replace(tiles, cols=max(32, _power_of_two(width)))
 
 
@@ -272,6 +278,22 @@ def cpu_multiplies_bfloat16() -> bool:
 def cpu_capabilities() -> dict[str, bool | int | str]:
     """What PyTorch knows of the processor; nothing in versions that do not tell."""
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
+
+@lru_cache
+def triton_version() -> tuple[int, ...]:
+    """Major and minor version of the installed Triton; without one, a version later than all."""
+    try:
+        import triton
+    except ImportError:
+        return (sys.maxsize,)
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
+def _for_this_triton(tables: dict, older: dict, architecture: str) -> dict[str, Tiles]:
+    """The table of an architecture, or the one for older versions of Triton; empty if there is none."""
+    before, tiles = older.get(architecture, ((0,), {}))
+    return tiles if triton_version() < before else tables.get(architecture, {})
 
 
 def _family(architecture: str) -> str:

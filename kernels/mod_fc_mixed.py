@@ -16,14 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import architecture, dense_rows, run
-from .launch import Tiles, precision
+from .launch import Tiles, precision, triton_version
 from .mod_fc import SLOPE, place_in_grid
 from .tune import product_tiles
 
 EPS = tl.constexpr(1e-8)
 # Modulated pixels reach Hopper's products from registers. Triton before 3.8 rewrites those registers in the next step
 # of the loop while up to three products still read them, which the PTX ISA leaves undefined ("wgmma.wait_group").
-REGISTERS_RACE = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
+REGISTERS_RACE = triton_version() < (3, 8)
 
 
 @triton.jit(do_not_specialize=["P"])

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from cips_fast.train import dry_run, machine
+from cips_fast.train import dry_run, memory
 from cips_fast.train.__main__ import main
 from cips_fast.train.config import RANGES, OptionError, Options, parse, resolve
 from cips_fast.train.trainer import Trainer
@@ -229,16 +229,16 @@ def test_too_little_memory_is_a_warning_in_a_dry_run_and_refused_in_a_run(monkey
 
 
 def test_memory_is_the_least_of_the_limits(tmp_path, monkeypatch):
-    machine_has = machine.memory_bytes("cpu")
+    machine_has = memory.memory_bytes("cpu")
     (tmp_path / "memory.max").write_text("1048576\n")
-    monkeypatch.setattr(machine, "CGROUP_LIMITS", (str(tmp_path / "none"), str(tmp_path / "memory.max")))
-    assert machine.memory_bytes("cpu") == 2**20
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (str(tmp_path / "none"), str(tmp_path / "memory.max")))
+    assert memory.memory_bytes("cpu") == 2**20
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.memory_bytes("cpu") >= (machine_has or 0)
+    assert memory.memory_bytes("cpu") >= (machine_has or 0)
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     monkeypatch.delattr(os, "sysconf", raising=False)
-    assert machine.memory_bytes("cpu") is None
-    assert machine.memory_bytes("mps") is None
+    assert memory.memory_bytes("cpu") is None
+    assert memory.memory_bytes("mps") is None
 
 
 def test_what_is_printed_is_ascii(data, capsys):

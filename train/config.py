@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cips_fast.checks import shown
 from cips_fast.functional import BACKENDS, resolve_backend
 from cips_fast.generator import ACTIVATIONS, VARIANTS
 from cips_fast.images import reason_of
@@ -100,7 +101,6 @@ KINDS = {
 MAX_RES = 16384
 SUM_TOLERANCE = 1e-5  # of stride shares, which users round
 NUMPY_TOLERANCE = 1e-8
-LONGEST_SHOWN = 100  # characters of a bad value
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Options, bool]:
@@ -263,12 +263,7 @@ def _precision(name: str, device: str) -> str:
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
-        raise OptionError(f"--{name.replace('_', '-')}: got {_shown(value)}, must be {wanted}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        raise OptionError(f"--{name.replace('_', '-')}: got {shown(value)}, must be {wanted}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -314,7 +309,7 @@ def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def _bad_value(text: str, wanted: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"got {_shown(text)}, must be {wanted}")
+    return argparse.ArgumentTypeError(f"got {shown(text)}, must be {wanted}")
 
 
 def _names(choices: Sequence[str]) -> str:

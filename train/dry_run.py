@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .config import OptionError, Options, to_dict
-from .machine import memory_bytes
+from .memory import memory_bytes
 from .run_folder import KEPT_CHECKPOINTS
 from .sources import check_source
 from .trainer import make_discriminator, make_generator

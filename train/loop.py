@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from cips_fast.command_line import is_out_of_memory
+
 from .config import Options
 from .data import Patches
 from .failure import FAILED, RunFailure
 from .images import ImageSource
-from .memory import is_out_of_memory
 from .output import is_terminal, say, say_in_handler, warn
 from .progress import Clock
 from .resume import find, settle

@@ -1,17 +1,13 @@
-"""Memory: how much was used, and what an error looks like where it did not suffice."""
+"""Memory: how much a run has used, and how much there is for it."""
 
+import contextlib
+import os
 import sys
+from pathlib import Path
 
 import torch
 
-NO_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, NumPy or PyTorch raised it for want of memory; PyTorch says so in words on some devices."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
@@ -24,3 +20,36 @@ def peak_memory_mib(device: torch.device) -> float | None:
         return None
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def memory_bytes(device: str) -> int | None:
+    """The device's memory: a GPU's own, or what this process may use of the machine's; None where nothing tells."""
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        return torch.cuda.get_device_properties(kind).total_memory
+    if kind.type != "cpu":
+        return None
+    limits = [limit for limit in (_physical(), _of_process(), *map(_of_container, CGROUP_LIMITS)) if limit is not None]
+    return min(limits, default=None)
+
+
+def _physical() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems may not know the names
+        return None
+
+
+def _of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _of_container(file: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):  # no such file, or the word max
+        return int(Path(file).read_text())
+    return None

@@ -6,11 +6,13 @@ from contextlib import closing
 
 import torch
 
+from cips_fast.command_line import is_out_of_memory
+
 from .config import Options
 from .data import Patches
 from .failure import DIVERGED, FAILED, RunFailure
 from .finite import NotFinite
-from .memory import is_out_of_memory, peak_memory_mib
+from .memory import peak_memory_mib
 from .output import say, warn
 from .preview import Previewer
 from .progress import Clock, ProgressBar, Schedule, Window, plain_line

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import pictures
 from ..checkpoint import not_finite, read_tensors
-from ..command_line import number, numbers, shown
+from ..checks import shown
+from ..command_line import number, numbers
 from ..console import encodable, put
 from ..generator import ACTIVATIONS, CIPSGenerator
 from ..grids import WHOLE
