@@ -34,16 +34,16 @@ def test_other_devices_compute_in_float32():
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [
-        ((65536, 512, 512), (128, 256, 32)),
-        ((65536, 3, 512), (128, 16, 32)),  # colours
+        ((65536, 512, 512), (128, 256, 64)),
+        ((65536, 3, 512), (128, 16, 64)),  # colours
         ((65536, 512, 3), (128, 256, 16)),
         ((1, 1, 1), (16, 16, 16)),
-        ((65536, 384, 512), (128, 128, 32)),  # three tiles of 128 waste nothing, two of 256 a quarter
-        ((65536, 33, 100), (128, 64, 32)),
+        ((65536, 384, 512), (128, 128, 64)),  # three tiles of 128 waste nothing, two of 256 a quarter
+        ((65536, 33, 100), (128, 64, 64)),
     ],
 )
 def test_tiles_are_no_larger_than_the_product_needs(shape, sizes):
-    tiles = launch.gemm_tiles("fwd", shape, torch.bfloat16, "sm_80")
+    tiles = launch.gemm_tiles("fwd", shape, torch.bfloat16, "sm_90")
     assert (tiles.rows, tiles.cols, tiles.depth) == sizes
 
 
