@@ -1,4 +1,4 @@
-"""Standard output and error of the two command lines, whatever the console can show and whoever reads them."""
+"""Standard output and error of the two command lines, whatever the console can show, and even if its reader is gone."""
 
 import contextlib
 import os

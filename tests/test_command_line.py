@@ -370,7 +370,7 @@ def test_an_interrupted_large_image_says_how_to_continue(place, capsys, monkeypa
     monkeypatch.setattr(render.Renderer, "tile", interrupted)
     assert main([*SAMPLE, "--seed", "0", "--size", "1100x600", "--out", "x.tif"]) == 130
     said = capsys.readouterr().err
-    assert said == "stopped: 2 of 6 tiles are in x.tif.partial; the same command goes on there\n"
+    assert said == "stopped: 2 of 6 tiles are in x.tif.partial; run the same command again to finish\n"
 
 
 def test_two_writers_of_a_movie_do_not_mix(tmp_path):

@@ -148,8 +148,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(failure.value)
     assert str(failure.value).startswith("the checkpoint of step 3 could not be written into ")
     assert str(failure.value).endswith(
-        "(No space left on device); step 2 is the newest checkpoint; the same command goes on from there once there is "
-        "room"
+        "(No space left on device); step 2 is the newest checkpoint; run the same command again once there is room"
     )
     assert steps(tmp_path / "run") == [1, 2]
     resumed = train(tmp_path / "run", kimg=0.02).latest()
@@ -297,6 +296,16 @@ def test_images_that_vanish_do_not_lose_what_was_trained(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cannot be read any more .*3\.png"):
         train(tmp_path / "run", kimg=0.02)
     assert steps(tmp_path / "run") == [3]
+
+
+def test_previews_whose_colours_are_not_finite_are_a_warning(tmp_path, monkeypatch, capsys):
+    """Weights may be finite and still give colours that are not."""
+    monkeypatch.setattr(
+        "cips_fast.train.preview.render.image", lambda *args, **kwargs: torch.full((3, 8, 8), torch.inf)
+    )
+    train(tmp_path / "run", kimg=0.004)
+    assert "warning: a preview could not be drawn (colours are not finite" in capsys.readouterr().err
+    assert steps(tmp_path / "run") == [2]
 
 
 def test_previews_too_large_for_the_memory_are_a_warning(tmp_path, monkeypatch, capsys):

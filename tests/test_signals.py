@@ -81,7 +81,7 @@ def test_the_first_signal_saves(tmp_path, images, number):
     assert wait_for(process, "stopping").startswith("stopping: what is trained is being saved")
     status, out, err = finish(process)
     assert (status, err) == (128 + number, "")
-    assert out.splitlines()[-1].endswith("the same command goes on from there")
+    assert out.splitlines()[-1].endswith("run the same command again to continue")
     step = int(newest(tmp_path / "run")[1]["step"])
     assert step >= 1
     assert [record["step"] for record in logged(tmp_path / "run")] == list(range(1, step + 1))

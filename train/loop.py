@@ -1,4 +1,4 @@
-"""A run from its first line to its last: what is taken up, drawn, trained, and said at the end."""
+"""A whole run: it is resumed or begun, its images are drawn, it trains, and it says how it ended."""
 
 import os
 import sys
@@ -60,12 +60,12 @@ def run(options: Options, folder: RunFolder, source: ImageSource) -> int:
     if stop.signal is None:
         say(f"done: {trainer.images_seen / 1000:g} kimg in {folder.path}")
         return 0
-    say(f"stopped at {trainer.images_seen / 1000:g} kimg; the same command goes on from there")
+    say(f"stopped at {trainer.images_seen / 1000:g} kimg; run the same command again to continue")
     return 128 + stop.signal
 
 
 def _take_up(trainer: Trainer, folder: RunFolder) -> Clock | None:
-    """Load the newest sound checkpoint and open the folder; None, and nothing is changed, if no step is left to do."""
+    """Load the newest sound checkpoint and open the folder. None if no step is left to do; then nothing is changed."""
     found = find(folder, trainer.check_state)
     if found:
         trainer.load_state(*found.state)

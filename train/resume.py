@@ -1,4 +1,4 @@
-"""Taking up a run: its newest sound checkpoint, and what becomes of the others."""
+"""Resuming a run: which checkpoint it continues from, and what happens to the others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ Check = Callable[[dict[str, Tensor], dict[str, str]], None]
 
 @dataclass
 class Found:
-    """The checkpoint to go on from.
+    """The checkpoint that a run continues from.
 
     Attributes:
         path: its file.
         state: its tensors and metadata.
         passed_over: what cannot be used, and why.
-        superseded: checkpoints of higher steps that `latest` leaves out, as its user wants.
+        superseded: checkpoints of higher steps than the one that the user named in `latest`.
     """
 
     path: Path

@@ -128,7 +128,7 @@ class Session:
                 self.folder.preview(self.trainer.images_seen / 1000, grid)
         except OSError as error:
             self._warn_once(f"a preview could not be written into {str(self.folder.samples)!r} ({error.strerror})")
-        except (MemoryError, RuntimeError, ValueError) as error:
+        except (MemoryError, RuntimeError, ValueError, FloatingPointError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             self._warn_once(f"a preview could not be drawn ({(str(error).splitlines() or ['out of memory'])[0]})")
@@ -160,7 +160,7 @@ class Session:
         return (
             f"the checkpoint of step {self.trainer.step_number} could not be written into "
             f"{str(self.folder.checkpoints)!r} ({error.strerror or error}); {self.folder.newest_in_words()}; "
-            f"the same command goes on from there once {once}"
+            f"run the same command again once {once}"
         )
 
     def _diverged(self, error: NotFinite, images: torch.Tensor, coords: torch.Tensor) -> str:

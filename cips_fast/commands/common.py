@@ -302,7 +302,7 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def writable(path: Path, *others: Path, option: str = "--out", given: Path | None = None) -> Iterator[None]:
-    """Within the block a file, and others beside it, can be made; folders on the way are made.
+    """Within the block a file, and others in its folder, can be made; missing parent folders are made.
 
     If the block fails, the folders that were made for it are removed again where they are empty.
 

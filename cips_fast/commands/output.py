@@ -88,5 +88,7 @@ def _stream(args: argparse.Namespace, path: Path, picture: Picture) -> None:
             bar.close()
             if stored[0]:
                 done, total = stored
-                complain(f"stopped: {done} of {total} tiles are in {path}.partial; the same command goes on there")
+                complain(
+                    f"stopped: {done} of {total} tiles are in {path}.partial; run the same command again to finish"
+                )
             raise
