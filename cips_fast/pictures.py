@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .atomic import whole_file
@@ -62,5 +61,7 @@ def save(path: str | Path, pixels: np.ndarray) -> None:
         OSError: the file cannot be written.
     """
     path, kind = Path(path), format_of(path, *pixels.shape[:2])
+    from PIL import Image  # here: a machine that only runs networks writes no pictures
+
     with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary, format=kind, **OPTIONS.get(kind, {}))

@@ -9,6 +9,7 @@ import torch
 
 from cips_fast import functional, grids
 from cips_fast.kernels.device import standing_in
+from cips_fast.kernels.launch import gemm_tiles
 from cips_fast.kernels.production import float32_products
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
@@ -69,8 +70,11 @@ def test_layer_and_its_gradients(gpu, dtype, shape):
 
 
 def test_gradients_whose_pixels_are_split(gpu, dtype):
-    check_layer((1, 8 * 64 * 2 + 7, 33, 24), dtype)
-    assert any(call.grid[1:] == (2,) for call in gpu.calls)
+    pixels = 8 * 64 * 2 + 7
+    splits = pixels // (8 * gemm_tiles("wgrad", (24, 33, pixels), dtype, gpu.architecture).depth)
+    check_layer((1, pixels, 33, 24), dtype)
+    assert splits > 1
+    assert any(call.grid[1:] == (splits,) for call in gpu.calls)
 
 
 def test_layer_on_shared_pixels(gpu, dtype):

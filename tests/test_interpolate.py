@@ -77,7 +77,7 @@ def test_great_circles_lie_in_z_and_lines_in_w(source, shown, tmp_path):
     options = ("--seeds", "0-1", "--seconds", 1, "--fps", 3)
     for kind in ("linear", "spherical"):
         assert interpolate(path, tmp_path / "walk.gif", *options, "--kind", kind) == 0
-    z = walks.slerp(*latents(generator, (0, 1)), torch.tensor([0.5]))
+    z = walks.slerp(*latents((0, 1), generator), torch.tensor([0.5]))
     assert_same(shown[1], rendered(generator, style_latents(generator, (0, 1)).mean(0)))
     assert_same(shown[4], rendered(generator, generator.mapping(z[None])[0].detach()))
     assert np.abs(shown[1].astype(int) - shown[4]).mean() > 2

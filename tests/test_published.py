@@ -413,7 +413,11 @@ def damaged(**changes):
         (damaged(emb__input=torch.zeros(1, 8, 9, 8)), {}, r"emb.input: got \[1, 8, 9, 8\], must be \[1, 8, 8, 8\]"),
         (damaged(style__1__weight=torch.zeros(())), {}, r"style.1.weight: got \[\], must have 2 dimensions"),
         (damaged(linears__1__conv__weight=torch.zeros(2)), {}, r"linears.1.conv.weight: got \[2\], must have 5"),
-        (damaged(linears__1__conv__weight=torch.zeros(1, 0, 8, 1, 1)), {}, r"width: got \[0, 8\], must be 2 numbers"),
+        (
+            damaged(linears__1__conv__weight=torch.zeros(1, 0, 8, 1, 1)),
+            {},
+            r"width: got \[0, 8\], must be 2 whole numbers",
+        ),
         ({"weight": torch.zeros(1)}, {}, "not a published CIPS generator"),
         (damaged(), {"size": 16}, "size: got 16, but the state_dict's names and shapes are of 8"),
         (damaged(), {"variant": "res"}, "variant: got 'res', but"),

@@ -17,7 +17,7 @@ from cips_fast.functional import BACKENDS, resolve_backend
 from cips_fast.generator import ACTIVATIONS, VARIANTS
 from cips_fast.images import reason_of
 from cips_fast.kernels.launch import native_half
-from cips_fast.modules import GEOMETRIES
+from cips_fast.modules import GEOMETRIES, LARGEST_FREQUENCY, MOST_CELLS, MOST_MAPPING_LAYERS
 
 from .presets import MAX_CROP, NAMED_DATA, PRESETS
 
@@ -82,16 +82,19 @@ INTEGER_MOST = 2**31 - 1
 NUMBER_MOST = 1e30  # a float32 holds it
 # The least and the largest value of each number. Of the sizes that networks are made of, memory may allow less.
 RANGES = {
-    **dict.fromkeys(("width", "style_features", "d_channels", "embedding_size"), (1, 16384)),
-    "mapping_layers": (1, 1000),
+    **dict.fromkeys(("width", "style_features", "d_channels"), (1, 16384)),
+    "embedding_size": (1, MOST_CELLS),
+    "mapping_layers": (1, MOST_MAPPING_LAYERS),
     "batch": (1, 65536),
     **dict.fromkeys(("d_base", "pixel_chunk", "r1_every", "log_every"), (1, INTEGER_MOST)),
     "seed": (0, 2**32 - 1),
     "style_mixing": (0, 1),
     "kimg": (1e-9, 10**9),
     **dict.fromkeys(("preview_minutes", "checkpoint_minutes"), (1e-9, 10**9)),
-    **dict.fromkeys(("g_lr", "d_lr", "max_frequency"), (1e-30, NUMBER_MOST)),
-    **dict.fromkeys(("r1_gamma", "ema_kimg", "ema_ramp_up", "embedding_std", "rgb_std", "style_std"), (0, NUMBER_MOST)),
+    **dict.fromkeys(("g_lr", "d_lr"), (1e-30, NUMBER_MOST)),
+    "max_frequency": (1e-30, LARGEST_FREQUENCY),
+    "embedding_std": (0, LARGEST_FREQUENCY),
+    **dict.fromkeys(("r1_gamma", "ema_kimg", "ema_ramp_up", "rgb_std", "style_std"), (0, NUMBER_MOST)),
 }
 KINDS = {
     "width": "'published' or a positive number",
@@ -186,7 +189,8 @@ def _check_networks(options: Options) -> None:
             make_generator(options)
             make_discriminator(options)
     except ValueError as error:
-        raise OptionError(f"--{error}") from None
+        name, colon, reason = str(error).partition(":")
+        raise OptionError(f"--{name.replace('_', '-')}{colon}{reason}") from None
 
 
 def check_path(name: str, path: str) -> None:
