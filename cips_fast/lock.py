@@ -7,6 +7,8 @@ try:
 except ImportError:  # Windows: nothing keeps two writers apart
     fcntl = None
 
+AVAILABLE = fcntl is not None
+
 
 def hold(file: IO) -> None:
     """Lock an open file for this process alone, until the file is closed or the process ends, however it ends.

@@ -75,7 +75,7 @@ def _inverse_norms(weight: Tensor, styles: Tensor, mix: Tensor) -> Tensor:
     j, k = torch.triu_indices(len(styles), len(styles), device=mix.device)  # [pairs]
     q = (styles[j] * styles[k]) @ weight.square().mT / weight.shape[1]  # [pairs, O]
     pairs = mix[..., j] * mix[..., k] * (1 + (j < k).to(mix.dtype))  # [B, P, pairs]
-    return torch.rsqrt((pairs @ q).clamp(min=0) + ref.EPS)  # below 0 by rounding alone
+    return ref.inverse_norm_ref((pairs @ q).clamp(min=0))  # below 0 by rounding alone
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:

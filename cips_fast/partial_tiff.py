@@ -23,10 +23,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two writers of one image apart
-    fcntl = None
+from . import lock
 
 ENDING = ".partial"  # of the folder's name
 RECORD = struct.Struct("<II")
@@ -125,7 +122,7 @@ class PartialTiff:
                     page.tags["TileOffsets"].overwrite(offsets.ravel().tolist())
                     page.tags["TileByteCounts"].overwrite(sizes.ravel().tolist())
             os.fsync(self._file.fileno())
-            if fcntl is None:  # Windows moves no open file; elsewhere the lock is kept until all is in place
+            if not lock.AVAILABLE:  # Windows moves no open file; elsewhere the lock is kept until all is in place
                 self._file.close()
             os.replace(data, self.path)
             if not data.exists():  # else another writer has begun the next image there, and the key is its own
@@ -163,14 +160,10 @@ class PartialTiff:
             return False
 
     def _lock(self) -> None:
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.hold(self._file)
         except BlockingIOError as error:
             raise BlockingIOError(error.errno, f"path: another writer is at work in {str(self.folder)!r}") from None
-        except OSError:  # some network file systems have no locks
-            return
 
     def _first_record(self, key: dict[str, int | str | None]) -> int | None:
         """Where records begin in an unfinished image with this key; None where nothing is worth keeping."""

@@ -18,7 +18,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cips_fast import partial_tiff, pyramid
+from cips_fast import lock, partial_tiff, pyramid
 from cips_fast.partial_tiff import PartialTiff
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -393,7 +393,7 @@ def test_a_failure_at_the_end_loses_nothing(path, uninterrupted, monkeypatch):
     assert path.read_bytes() == uninterrupted
 
 
-@pytest.mark.skipif(partial_tiff.fcntl is None, reason="no file locks")
+@pytest.mark.skipif(not lock.AVAILABLE, reason="no file locks")
 def test_two_writers_of_one_image_are_kept_apart(path, folder):
     with PartialTiff(path, [(8, 8)], 16, {}) as first:
         first.append(b"tile")
