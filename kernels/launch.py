@@ -89,7 +89,6 @@ BLACKWELL = SQUARE | {
     ("wgrad", "half"): Tiles(128, 128, 32, 4, 4),
 }
 SMALL = {key: Tiles(64, 64, 32, 4, 2) if key[1] != "ieee" else Tiles(32, 64, 16, 4, 1) for key in AMPERE}
-SMALL["mixed", "half"] = Tiles(64, 64, 32, 4, 1)  # with two stages Triton 3.6 spills on gfx1100
 TILES = {
     "sm_80": AMPERE,
     "sm_86": SQUARE | {("wgrad", "half"): Tiles(128, 128, 32, 8, 4)},
@@ -128,8 +127,10 @@ NARROW_TILES = {
 }
 # Tiles for versions of Triton before the one named, where no tile is clean with all of them. These versions run out of
 # scalar registers: they spill 2 to 6 of them in a pipelined stack on gfx942, and 10 or 11 in a narrow one on gfx1100.
+# There a layer of pixel styles takes 75 to 404 bytes in two stages with Triton 3.6, and 1 byte in one stage with 3.9.
 STACK_AMD_UNPIPELINED = {"half": Tiles(128, 128, 32, 8, 1), "ieee": Tiles(64, 64, 16, 8, 1)}
 STACK_TILES_BEFORE = dict.fromkeys(("gfx90a", "gfx942"), ((3, 9), STACK_AMD_UNPIPELINED))
+TILES_BEFORE = {"default": ((3, 8), SMALL | {("mixed", "half"): Tiles(64, 64, 32, 4, 1)})}
 NARROW_TILES_BEFORE = {"gfx1100": ((3, 8), {"half": Tiles(32, 64, 16, 8, 1)})}
 # Elements of a tile of whole rows: 16 a thread, so that one sample's 512² weights make 128 programs.
 ROW_ELEMENTS = 2048
@@ -148,7 +149,7 @@ ALTERNATIVES = (
 def gemm_tiles(op: str, shape: tuple[int, int, int], dtype: torch.dtype, architecture: str) -> Tiles:
     """The table's tiles for a product with a [rows, cols] result and a sum over `depth`: shape (rows, cols, depth)."""
     kind = "half" if dtype.itemsize == 2 else precision(dtype, architecture)
-    return narrowed(TILES[_family(architecture)][op, kind], shape)
+    return narrowed(_for_this_triton(TILES, TILES_BEFORE, _family(architecture))[op, kind], shape)
 
 
 def gemm_candidates(op: str, shape: tuple[int, int, int], dtype: torch.dtype, architecture: str) -> list[Tiles]:
@@ -290,7 +291,7 @@ def triton_version() -> tuple[int, ...]:
     return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
-def _for_this_triton(tables: dict, older: dict, architecture: str) -> dict[str, Tiles]:
+def _for_this_triton(tables: dict, older: dict, architecture: str) -> dict:
     """The table of an architecture, or the one for older versions of Triton; empty if there is none."""
     before, tiles = older.get(architecture, ((0,), {}))
     return tiles if triton_version() < before else tables.get(architecture, {})

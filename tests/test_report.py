@@ -36,11 +36,11 @@ def test_known_figures_of_a_layer():
     once = 2 * (2 * 65536 * 512 + 512 * 512) + 4 * 512  # x, y, W' and the bias
     assert layer.read["once"] + layer.written["once"] == once
     assert layer.intensity == layer.flop / once
-    tiles_p, tiles_o = 65536 // 128, 2
+    tiles_p, tiles_o = 65536 // 256, 4
     assert layer.read["requested"] == 2 * (tiles_o * 65536 * 512 + tiles_p * 512 * 512) + 4 * tiles_p * 512
-    assert (layer.stack, layer.tile, layer.warps, layer.stages) == (0, [128, 256, 32], 8, 4)
-    assert layer.loop["products"] == 64  # 128 × 256 × 32 in eight warps' HMMA.16816
-    assert layer.loop["global"] == 6  # copies of 16 bytes: (128 + 256) × 32 elements for 256 threads
+    assert (layer.stack, layer.tile, layer.warps, layer.stages) == (0, [256, 128, 32], 8, 4)
+    assert layer.loop["products"] == 64  # 256 × 128 × 32 in eight warps' HMMA.16816
+    assert layer.loop["global"] == 6  # copies of 16 bytes: (256 + 128) × 32 elements for 256 threads
     assert layer.loop["waits"] > 0
     assert layer.occupancy.programs == 1
     assert layer.floors["A100 80 GB"].seconds == pytest.approx(34359738368 / 312e12)
