@@ -42,7 +42,11 @@ def logged(run):
 
 
 def finish(process, seconds=300):
-    out, err = process.communicate(timeout=seconds)
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()  # or it would train for ever
+        raise
     return process.returncode, out, err
 
 
@@ -113,7 +117,7 @@ def test_two_signals_while_landscapes_are_drawn(tmp_path, monkeypatch):
     assert "stopp" in out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("delay", [0.3, 0.7, 1.0, 2.0, 3.0])
 def test_a_signal_while_the_program_starts_is_quiet(tmp_path, images, delay):
     process = start(images, tmp_path / "run", *ENDLESS)
     time.sleep(delay)

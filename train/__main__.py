@@ -9,10 +9,9 @@ from . import output, signals
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trainer; 2 for bad input, with one line on stderr and nothing written."""
     try:
-        with signals.abandoning():
-            from .command import run_command  # with PyTorch, which takes seconds
+        from .command import run_command  # with PyTorch, which takes seconds
 
-            return run_command(argv)
+        return run_command(argv)
     except signals.Abandoned as abandoned:
         return abandoned.status
 

@@ -11,6 +11,7 @@ from .images import DataError
 from .loop import run
 from .output import complain, say
 from .run_folder import RunFolder
+from .signals import abandoning
 from .sources import open_source
 
 
@@ -27,7 +28,9 @@ def run_command(argv: Sequence[str] | None = None) -> int:
             return 0
         with folder.locked(create=False):
             folder.check(options)
-            return run(options, folder, open_source(options.data, options.res, geometry=options.geometry))
+            with abandoning():
+                source = open_source(options.data, options.res, geometry=options.geometry)
+            return run(options, folder, source)
     except OptionError as error:
         complain(str(error))
     except DataError as error:

@@ -34,9 +34,17 @@ def quit_at_once() -> None:
 
 @contextmanager
 def abandoning() -> Iterator[None]:
-    """A signal raises Abandoned in the block, so that files and processes are cleaned up."""
+    """A signal raises Abandoned in the block, so that files are cleaned up; a second one ends the process.
+
+    Not for imports of others' code, which may swallow any exception, and with it the signal.
+    """
+    came = False
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            _quit(number, frame)
+        came = True
         raise Abandoned(number)
 
     with _handling(handle):
