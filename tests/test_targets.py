@@ -94,7 +94,7 @@ def test_wide_operands_are_copied_16_bytes_at_a_time_and_asynchronously(compiled
     checked = 0
     for name, constants, is_half, used in compiled(target):
         blocks = [value for key, value in constants.items() if key.startswith("BLOCK_")]
-        if is_half and "PRECISION" in constants and min(blocks) >= 64:
+        if is_half and "PRECISION" in constants and min(blocks) >= 32:
             copies = [code for code in used.instructions if code.startswith(COPY[target])]
             assert copies, f"{name} {constants} on {target}"
             assert all(code.endswith(".128") for code in copies), f"{name} {constants} on {target}: {copies}"
