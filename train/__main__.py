@@ -21,6 +21,7 @@ if __name__ == "__main__":
     output.prepare_process()
     try:
         status = main()
+        signals.ignore()
     finally:
         output.finish()
     sys.exit(status)

@@ -32,6 +32,12 @@ def quit_at_once() -> None:
         signal.signal(number, _quit)
 
 
+def ignore() -> None:
+    """Ignore signals from now on: the process is about to end, and Python would give them back their default."""
+    for number in _heeded():
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def abandoning() -> Iterator[None]:
     """A signal raises Abandoned in the block, so that files are cleaned up; a second one ends the process.
