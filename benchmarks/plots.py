@@ -11,7 +11,7 @@ def plot_all(run: dict[str, Any], stem: Path) -> list[str]:
     """Write STEM-time.png, STEM-memory.png and STEM-roofline.png, each where the run has figures for it.
 
     Returns:
-        The names of those that were written: `time`, `memory`, `roofline`.
+        The names of the plots that were written: `time`, `memory`, `roofline`.
     """
     import matplotlib
 

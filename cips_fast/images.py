@@ -33,7 +33,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 KEY_DEPTHS = ("1", "L", "RGB")  # modes of PNGs whose transparent colour is stored at the file's own depth
-STRAY_SHARE = 0.25  # of a float picture's positive pixels: so many above 1 say nothing about its range
+STRAY_SHARE = 0.25  # of a float picture's positive pixels: if no more than this share lie above 1, they are strays
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")

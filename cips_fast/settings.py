@@ -1,7 +1,7 @@
 """A generator's settings as a file holds them: checked before anything is built from them.
 
-A file may say anything. Here its settings are read, and compared with the tensors beside them; `CIPSGenerator` checks
-the type and range of each.
+A file may say anything. Here its settings are read, and compared with the tensors in the same file. `CIPSGenerator`
+checks the type and range of each.
 """
 
 import json

@@ -142,7 +142,7 @@ def test_what_is_taken_can_be_trained(name, change):
         ("0.3333333,0.3333333,0.3333333", (1 / 3,) * 3),
         ("0.333333,0.333333,0.333333", (1 / 3,) * 3),
         ("0.2000001,0.3,0.5000001", (0.2000001 / 1.0000002, 0.3 / 1.0000002, 0.5000001 / 1.0000002)),
-        ("0.1,0.2,0.7", (0.1, 0.2, 0.7)),  # as they are: a run that was begun with them goes on
+        ("0.1,0.2,0.7", (0.1, 0.2, 0.7)),  # unchanged, so that a run that was begun with them resumes
         ("0,0,1", (0.0, 0.0, 1.0)),
     ],
 )

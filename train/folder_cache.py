@@ -35,7 +35,7 @@ class FolderCache:
 
     def __init__(self, path: Path, resolution: int) -> None:
         """Open and check a cache. Raises OSError where it cannot be read, ValueError where it is damaged."""
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block whoever opens it
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise ValueError("not a file")
         self._resolution, self._lock = resolution, threading.Lock()
         self._file = open(path, "rb")  # noqa: SIM115, open as long as the cache is used

@@ -159,7 +159,7 @@ def psnr(found: Tensor, target: Tensor, where: Tensor) -> float:
 def _open(name: str, path: Path) -> Image.Image:
     """A picture as RGB, read as training data are; see `images.read_rgb`."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block whoever opens it
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             raise OSError("it is not a file")
         with open(path, "rb") as file:
             return read_rgb(file)
