@@ -69,6 +69,7 @@ def test_one_image_is_compared_with_many(network, hopper):
     others = torch.cat([hopper, hopper + 0.1 * noise(1, 3, 224, 224)])
     got = perceptual_distance(hopper, others)
     assert got.shape == (2,)
+    assert perceptual_distance(hopper, hopper) == 0
     # Convolutions of one image and of two may add in another order: features then differ by some units of rounding.
     assert got[0] <= (8 * torch.finfo(torch.float32).eps) ** 2
     torch.testing.assert_close(got[1:], perceptual_distance(others[1:], hopper), rtol=1e-5, atol=0)
