@@ -94,7 +94,9 @@ def mod_fc_mixed_kernel(
                 second = tl.load(mix_ptrs + pair % J, mask=mask_p, other=0.0)
                 norm = tl.load(norms_ptr + pair * O + cols, mask=mask_cols, other=0.0)
                 squares += (first * second)[:, None] * norm[None, :]
-            y *= tl.rsqrt(tl.maximum(squares, 0.0) + EPS)  # below 0 by rounding alone
+            squares = tl.abs(squares) + EPS  # below 0 by rounding alone
+            # A sum that overflowed would give 0, which is a wrong colour without a sign of it.
+            y *= tl.where(squares < float("inf"), tl.rsqrt(squares), float("nan"))
         if bias_ptr is not None:
             y += gain * tl.load(bias_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
         if LRELU:

@@ -86,6 +86,20 @@ def test_the_kernel(place, shape, shared, activation):
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_a_norm_that_overflows_gives_nan_and_not_0(place):
+    """Pixels that have nothing of the anchor with such a style may be NaN, too, but no pixel may be a wrong number."""
+    rng = torch.Generator().manual_seed(0)
+    x, weight, styles = (draw(rng, *shape).to(place.device, place.dtype) for shape in [(1, 70, 5), (6, 5), (3, 5)])
+    styles[1] *= 1e22
+    mix = torch.eye(3, device=place.device)[torch.arange(70) % 3][None]
+    y, truth = (mixed_fc(x, weight, styles, None, mix, backend=backend) for backend in ("triton", "reference"))
+    assert y[:, 1::3].isnan().all()
+    assert truth[:, 1::3].isnan().all()
+    right = torch.isclose(y, truth, rtol=1e-4, atol=1e-4)
+    assert (right | y.isnan()).all()
+
+
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
 def test_what_the_kernel_leaves_to_others(place):
     """Sines are a pass of their own; where a gradient is wanted it is not asked at all."""
     check_kernel((2, 20, 17, 6, 3), place.device, place.dtype, activation="sinrelu")
