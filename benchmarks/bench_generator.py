@@ -12,8 +12,8 @@ import torch
 
 from cips_fast import grids
 from cips_fast import reference as ref
-from cips_fast.kernels import published
 from cips_fast.kernels.network import Network
+from cips_fast.kernels.report import published_formulation
 from cips_fast.synthesis import synthesis
 
 from .bench_fourier import eager_fourier_encode
@@ -98,7 +98,7 @@ def formula(network, coords, *, dtype):
     return ref.synthesis_ref(network, coords, dtype=dtype)
 
 
-FORMULATIONS = {"published": published.render, "eager": eager, "ours": ours}
+FORMULATIONS = {"published": published_formulation.render, "eager": eager, "ours": ours}
 
 
 @lru_cache(maxsize=len(PRECISIONS))

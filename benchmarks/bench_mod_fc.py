@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from cips_fast import functional
 from cips_fast import reference as ref
-from cips_fast.kernels import published
+from cips_fast.kernels.report import published_formulation
 
 from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PLAIN, PRECISIONS, QUICK, Group
 from .gemm import layer_products
@@ -50,7 +50,11 @@ def eager_mod_fc(x, weight, style, bias, *, demodulate, activation):
     return F.leaky_relu(y, ref.LRELU_SLOPE) if activation == "lrelu" else y
 
 
-HOW = {"published": published.mod_fc, "eager": eager_mod_fc, "ours": partial(functional.mod_fc, backend=BACKEND)}
+HOW = {
+    "published": published_formulation.mod_fc,
+    "eager": eager_mod_fc,
+    "ours": partial(functional.mod_fc, backend=BACKEND),
+}
 
 
 @lru_cache(maxsize=len(PRECISIONS))

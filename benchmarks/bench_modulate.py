@@ -11,7 +11,7 @@ import torch
 
 from cips_fast import functional
 from cips_fast import reference as ref
-from cips_fast.kernels import published
+from cips_fast.kernels.report import published_formulation
 
 from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, PRECISIONS, QUICK, Group
 from .problem import Problem
@@ -34,7 +34,7 @@ CASES = [Case(direction, batch) for direction in DIRECTIONS for batch in (1, 4, 
 if QUICK:
     CASES = [Case(direction, 2, 128) for direction in DIRECTIONS]
 HOW = {
-    "published": published.modulate,
+    "published": published_formulation.modulate,
     "eager": ref.modulate_ref,
     "ours": partial(functional.modulate, backend=BACKEND),
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cips_fast import grids
-from cips_fast.kernels import published
+from cips_fast.kernels.report import published_formulation
 from cips_fast.synthesis import synthesis
 
 from . import memory
@@ -106,7 +106,7 @@ def test_memory_that_published_keeps(benchmark, run, size, precision):
 
     def run_forward():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            return published.render(network_of(case, leaves), coords, dtype=DTYPES[precision])
+            return published_formulation.render(network_of(case, leaves), coords, dtype=DTYPES[precision])
 
     benchmark.pedantic(run_forward)
     given = {tensor.untyped_storage()._cdata for tensor in leaves}

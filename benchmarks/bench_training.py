@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from cips_fast import grids
-from cips_fast.kernels import published
+from cips_fast.kernels.report import published_formulation
 from cips_fast.synthesis import synthesis
 from cips_fast.train import config
 from cips_fast.train.trainer import Trainer
@@ -20,7 +20,7 @@ from .contest import DEVICE, DTYPES, PLAIN, QUICK, Group
 from .problem import FLOOR
 
 BATCH = 2 if QUICK else 16 if DEVICE == "cpu" else 4
-HOW = {"published": published.render, "eager": eager, "ours": None}
+HOW = {"published": published_formulation.render, "eager": eager, "ours": None}
 
 
 class Step:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 import torch._dynamo  # operators import it when they are first called, and that takes a second
 
+from cips_fast.hardware import native_half
 from cips_fast.kernels.chips import floor_seconds, products_setting
-from cips_fast.kernels.launch import native_half
 
 from . import memory
 from .gemm import Call, Gemm

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 
 from . import commands
 from .command_line import Parser, Terminated, is_out_of_memory, terminable
-from .commands.common import CommandError
+from .commands._options import CommandError
 from .console import StreamError, complain, flush, prepare_streams
-
-SHARED = ("common", "output")  # modules of commands that are none
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +78,8 @@ def parser_of_all() -> Parser:
 
 def command_names() -> list[str]:
     """All commands, by name."""
-    return sorted(module.name for module in pkgutil.iter_modules(commands.__path__) if module.name not in SHARED)
+    names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 if __name__ == "__main__":

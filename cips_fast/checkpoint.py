@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import functional
-from .atomic import whole_file
+from .backends.choice import BACKENDS
 from .checks import check_choice, shown
+from .files.atomic import whole_file
+from .files.untrusted import PICKLE, SAFETENSORS, ZIP, first_line, kind_of, not_a_checkpoint, open_file
 from .generator import CIPSGenerator
 from .settings import check_agreement, parse_settings
-from .untrusted import PICKLE, SAFETENSORS, ZIP, first_line, kind_of, not_a_checkpoint, open_file
 
 SETTINGS = "cips_fast"  # the metadata's entry that holds `CIPSGenerator.config` as JSON
 CHECKSUM = "sha256"  # the metadata's entry that holds `checksum` of all else
@@ -43,7 +43,7 @@ def load(path: str | Path, *, backend: str = "auto") -> CIPSGenerator:
 
     Args:
         path: a safetensors file of this library. `cips_fast.load` takes run folders and published files as well.
-        backend: see `cips_fast.functional`.
+        backend: see `cips_fast.backends.choice`.
 
     Raises:
         FileNotFoundError: no file is there.
@@ -62,7 +62,7 @@ def from_tensors(
     Raises:
         ValueError: as `load`.
     """
-    check_choice("backend", backend, functional.BACKENDS)
+    check_choice("backend", backend, BACKENDS)
     if SETTINGS not in metadata:
         raise ValueError(f"checkpoint: {str(path)!r} was not written by cips_fast")
     averaged = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from . import reference as ref
-from .changed import change_of, plain_affines
 from .generator import CIPSGenerator
+from .module_changes import change_of, plain_affines
 
 SMALLEST_OPSET = 18
 # One protobuf message holds 2 GiB at most; weights beyond this go to a file of their own.

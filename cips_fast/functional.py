@@ -1,29 +1,18 @@
 """Public operations, one layer each: argument checks and the choice of backend.
 
-Backends: `triton` is the kernels, for tensors on a GPU (or any, with TRITON_INTERPRET=1) in bfloat16, float16 or
-float32; `cpu` is the same maths arranged for CPU tensors; `reference` is the eager specification, for any device and
-dtype; `auto` is the first of these that serves the tensors. A backend that is asked for by name is used or refused.
+`cips_fast.backends.choice` says what the backends are: `auto`, `triton`, `cpu` and `reference`.
 """
-
-import importlib.util
-import logging
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import cpu, cpu_ops, ops
 from . import reference as ref
-from .autocast import autocast_dtype, without_autocast
+from .backends import cpu_layer, cpu_ops, triton_ops
+from .backends.autocast import autocast_dtype, without_autocast
+from .backends.choice import BACKENDS, is_one_operator, resolve_backend
 from .checks import check_choice
-from .kernels.device import can_run_on
 
-BACKENDS = ("auto", "triton", "cpu", "reference")
-TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-_log = logging.getLogger("cips_fast")
-_have_triton = importlib.util.find_spec("triton") is not None
-_told: set[tuple[str, str]] = set()
+__all__ = ["BACKENDS", "fourier_encode", "mod_fc", "modulate", "noisy_mod_fc"]
 
 
 def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True, backend: str = "auto") -> Tensor:
@@ -47,7 +36,7 @@ def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True, backend:
     _check_weight_and_style(weight, style)
     _check_dtype("style", style, weight)
     if resolve_backend(backend, weight.device, weight.dtype) == "triton":
-        return ops.modulate(weight, style, demodulate)[0]
+        return triton_ops.modulate(weight, style, demodulate)[0]
     return ref.modulate_ref(weight, style, demodulate)
 
 
@@ -105,11 +94,11 @@ def mod_fc(
         dtype = x.dtype
     chosen, lrelu = resolve_backend(backend, x.device, dtype), activation == "lrelu"
     if chosen == "triton":
-        y = ops.mod_fc(x.to(dtype), weight, style, bias, demodulate, lrelu)[0]
+        y = triton_ops.mod_fc(x.to(dtype), weight, style, bias, demodulate, lrelu)[0]
         return y if lrelu else ref.activate_ref(y, activation)
     if activation in ("lrelu", "linear") and is_one_operator(chosen, dtype):
         return cpu_ops.mod_fc(x.to(dtype), weight, style, bias, demodulate, lrelu)[0]
-    layer = cpu.mod_fc_cpu if chosen == "cpu" else ref.mod_fc_ref
+    layer = cpu_layer.mod_fc_cpu if chosen == "cpu" else ref.mod_fc_ref
     return layer(x, weight, style, bias, demodulate, activation)
 
 
@@ -195,65 +184,13 @@ def fourier_encode(
                 raise ValueError(f"freq: got {freq.shape[1]} coordinate dimensions, backend 'triton' takes 2 or 3")
             rows = coords.flatten(0, 1).float()
             read_at = None if table is None else at.flatten(0, 1).float()
-            operator = ops.fourier if chosen == "triton" else cpu_ops.fourier
+            operator = triton_ops.fourier if chosen == "triton" else cpu_ops.fourier
             out = operator(rows, freq, phase, read_at, table, align_corners, dtype or coords.dtype)
             return out.unflatten(0, coords.shape[:2])
         encoded = ref.fourier_encode_ref(coords, freq, phase)
         if table is not None:
             encoded = torch.cat([encoded, ref.embed_coords_ref(at, table, align_corners)], -1)
         return encoded if dtype is None else encoded.to(dtype)
-
-
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that `backend` stands for, for tensors of a device and a dtype.
-
-    Raises:
-        ValueError: an unknown backend, or one that does not serve that device.
-        TypeError: a backend that does not take that dtype.
-        ImportError: `triton` was asked for and is not installed.
-        NotImplementedError: `triton` was asked for inside a function transform.
-    """
-    check_choice("backend", backend, BACKENDS)
-    if backend == "auto":
-        kernels = device.type == "cuda" and _have_triton and dtype in TRITON_DTYPES and not transformed()
-        chosen = "triton" if kernels else "cpu" if device.type == "cpu" else "reference"
-        if not torch.compiler.is_compiling():
-            _tell_once(device.type, chosen)
-        return chosen
-    if backend == "cpu" and device.type != "cpu":
-        raise ValueError(f"backend: got 'cpu' for tensors on {device}, may be 'auto' or 'reference' there")
-    if backend == "triton":
-        if not _have_triton:
-            raise ImportError("backend: got 'triton', which is not installed; may be 'auto', 'cpu' or 'reference'")
-        if not can_run_on(device):
-            raise ValueError(
-                f"backend: got 'triton' for tensors on {device}, which takes a GPU, or TRITON_INTERPRET=1 set "
-                "before Python starts; may be 'auto', 'cpu' or 'reference'"
-            )
-        if dtype not in TRITON_DTYPES:
-            raise TypeError(f"dtype: got {dtype}, backend 'triton' takes bfloat16, float16 or float32")
-        if transformed():
-            raise NotImplementedError(
-                "backend: got 'triton' inside torch.func's transforms or forward-mode differentiation, which its "
-                "operators do not take; may be 'auto' or 'reference'"
-            )
-    return backend
-
-
-def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: operators would refuse, or drop the tangent."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def is_one_operator(backend: str, dtype: torch.dtype) -> bool:
-    """Whether the backend has fused operators; the CPU's formulas take every dtype and transform, one by one."""
-    return backend == "triton" or (backend == "cpu" and dtype in cpu.DTYPES and not transformed())
-
-
-def _tell_once(device: str, chosen: str) -> None:
-    if (device, chosen) not in _told:
-        _told.add((device, chosen))
-        _log.info("backend 'auto' is %r for tensors on %s", chosen, device)
 
 
 def _check_weight_and_style(weight: Tensor, style: Tensor) -> None:

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from . import changed, functional, grids
-from .autocast import without_autocast
-from .changed import change_of, plain_affines
+from . import grids, module_changes
+from .backends.autocast import without_autocast
+from .backends.choice import BACKENDS
 from .checks import (
     check_choice,
     check_finite,
@@ -22,6 +22,7 @@ from .checks import (
     shown,
 )
 from .kernels.network import Network
+from .module_changes import change_of, plain_affines
 from .modules import (
     GEOMETRIES,
     LARGEST_FREQUENCY,
@@ -71,7 +72,7 @@ class CIPSGenerator(nn.Module):
         integer_coords: the native grid is counted in pixels instead of [-1, 1], as in some published checkpoints.
         align_corners: see `FourierEncoding`.
         noise: add per-pixel noise before every activation, as published checkpoints may; the paper has none.
-        backend: see `cips_fast.functional`.
+        backend: see `cips_fast.backends.choice`.
         pixel_chunk: pixels of an image whose activations training holds at a time, all unless given; see
             `cips_fast.synthesis`. An attribute of this name may be set at any time.
 
@@ -108,7 +109,7 @@ class CIPSGenerator(nn.Module):
         check_choice("variant", variant, VARIANTS)
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("geometry", geometry, GEOMETRIES)
-        check_choice("backend", backend, functional.BACKENDS)
+        check_choice("backend", backend, BACKENDS)
         for name, flag in (("integer_coords", integer_coords), ("align_corners", align_corners), ("noise", noise)):
             check_flag(name, flag)
         if geometry == "cylinder" and integer_coords:
@@ -264,7 +265,7 @@ class CIPSGenerator(nn.Module):
                 [B, 3, H, W]. Three dimensions are read as a list for each latent if the first is B, else as a grid: put
                 a 1 before a grid whose height may be B.
             mix: α, where styles differ from pixel to pixel: w are then J anchors, and a pixel's style is that of the
-                latent Σ_j α_j w_j, α summing to 1; see `cips_fast.mixing`. [P, J] or [B, P, J] for a list [P, 2];
+                latent Σ_j α_j w_j, α summing to 1; see `cips_fast.pixel_styles`. [P, J] or [B, P, J] for a list [P, 2];
                 [H, W, J] or [B, H, W, J] for coords of three or four dimensions, which are then a grid.
 
         Returns:
@@ -306,13 +307,15 @@ class CIPSGenerator(nn.Module):
             raise ValueError(
                 f"mix: got weights of anchors for a generator whose {change}, which takes one style an image"
             )
-        changed.check_noise(self)
+        module_changes.check_noise(self)
         if not torch.compiler.is_compiling() and change != self._told:
             self._told = change
             warnings.warn(f"generator: {change}, so its layers are called one by one, which is slower", stacklevel=4)
         at = (self._cell_centres().expand(len(points), -1, -1),) if reads_cells else ()
         # Whatever a module does is done again in the backward pass of a chunk, the random numbers included.
-        return in_chunks(partial(changed.colours, self, w), (points, *at), checked_chunk(self.pixel_chunk), random=True)
+        return in_chunks(
+            partial(module_changes.colours, self, w), (points, *at), checked_chunk(self.pixel_chunk), random=True
+        )
 
     def network(self, w: Tensor) -> Network:
         """What lies between coordinates and colours for style latents [B, S] or [B, num_layers, S].

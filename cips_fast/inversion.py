@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grids, render
-from .functional import check_choice
+from .checks import check_choice
+from .files.pictures import NOT_FINITE
 from .generator import CIPSGenerator
 from .grids import WHOLE, Region
 from .perceptual import SMALLEST, perceptual_distance
-from .pictures import NOT_FINITE
 
 SPACES = ("w", "w+")
 SAMPLES = 4096  # latents that tell the mean and the spread of w

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import functional
+from .backends.choice import BACKENDS
 from .checkpoint import SETTINGS, from_tensors, read_tensors
+from .checks import check_choice
+from .files.untrusted import OTHER, SAFETENSORS, first_line, kind_of, not_a_checkpoint
 from .generator import ACTIVATIONS, CIPSGenerator
 from .published import load_published
 from .run_checkpoints import open_newest
-from .untrusted import OTHER, SAFETENSORS, first_line, kind_of, not_a_checkpoint
 
 SOURCES = "a run folder, a checkpoint of cips_fast (.safetensors) or a published one (.pt)"
 
@@ -37,7 +38,7 @@ def load(
         activation: of a published checkpoint with sines, `sin` or `sinrelu`; checked where given for others.
         integer_coords: a published checkpoint's grid is counted in pixels. A checkpoint of this library says it itself,
             and is refused where True is given and it says otherwise.
-        backend: see `cips_fast.functional`.
+        backend: see `cips_fast.backends.choice`.
         device: where its parameters shall lie.
 
     Raises:
@@ -46,9 +47,9 @@ def load(
         ValueError: an argument is none of the above, or no checkpoint that can be used is there: it is damaged, has
             values that are not finite, or is something else. The message is one line.
     """
-    functional.check_choice("backend", backend, functional.BACKENDS)
+    check_choice("backend", backend, BACKENDS)
     if activation is not None:
-        functional.check_choice("activation", activation, ACTIVATIONS)
+        check_choice("activation", activation, ACTIVATIONS)
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"source: got {type(source).__name__}, must be a path: {SOURCES}")
     where = _device(device)

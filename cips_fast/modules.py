@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from . import functional, grids
 from . import reference as ref
-from .autocast import autocast_dtype, without_autocast
+from .backends.autocast import autocast_dtype, without_autocast
+from .backends.choice import BACKENDS
 from .checks import check_choice, check_finite, check_flag, checked_count, checked_number
 
 GEOMETRIES = ("plane", "cylinder")
@@ -134,7 +135,7 @@ class ModFC(nn.Module):
         demodulate: normalise every output's modulated weights to unit length.
         activation: `lrelu` (√2·lrelu₀.₂), `linear`, `sin` or `sinrelu`.
         bias: learn β.
-        backend: see `cips_fast.functional`.
+        backend: see `cips_fast.backends.choice`.
 
     Raises:
         ValueError: an argument of another type, or out of range; an unknown activation or backend.
@@ -160,7 +161,7 @@ class ModFC(nn.Module):
         check_choice("activation", activation, ref.ACTIVATIONS)
         if activation == "sinrelu" and out_features % 2:
             raise ValueError(f"out_features: got {out_features}, activation 'sinrelu' needs an even number")
-        check_choice("backend", backend, functional.BACKENDS)
+        check_choice("backend", backend, BACKENDS)
         self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None  # [O]
         self.affine = EqualLinear(style_features, in_features, bias_init=1.0)
@@ -200,7 +201,7 @@ class ToRGB(nn.Module):
 
     Args:
         in_features, style_features: I and S.
-        backend: see `cips_fast.functional`.
+        backend: see `cips_fast.backends.choice`.
 
     Raises:
         ValueError: an argument that is no whole number, or out of range; an unknown backend.
@@ -209,7 +210,7 @@ class ToRGB(nn.Module):
     def __init__(self, in_features: int, style_features: int, *, backend: str = "auto"):
         super().__init__()
         in_features, style_features = _checked_features(in_features=in_features, style_features=style_features)
-        check_choice("backend", backend, functional.BACKENDS)
+        check_choice("backend", backend, BACKENDS)
         self.weight = nn.Parameter(torch.randn(3, in_features))  # [3, I]
         self.bias = nn.Parameter(torch.zeros(3))  # [3]
         self.affine = EqualLinear(style_features, in_features, bias_init=1.0)
@@ -252,7 +253,7 @@ class FourierEncoding(nn.Module):
             from ±√(9/D) = ±2.12.
         embedding_std: E is drawn N(0, std²). The published code draws N(0, 1).
         geometry: `plane` or `cylinder`.
-        backend: see `cips_fast.functional`.
+        backend: see `cips_fast.backends.choice`.
 
     Raises:
         ValueError: an argument of another type, or out of range; an unknown geometry or backend; a cylinder without
@@ -277,7 +278,7 @@ class FourierEncoding(nn.Module):
         max_frequency = checked_number("max_frequency", max_frequency, LARGEST_FREQUENCY)
         embedding_std = checked_number("embedding_std", embedding_std, LARGEST_FREQUENCY)
         check_choice("geometry", geometry, GEOMETRIES)
-        check_choice("backend", backend, functional.BACKENDS)
+        check_choice("backend", backend, BACKENDS)
         self.wraps = geometry == "cylinder"
         if self.wraps and not align_corners:
             raise ValueError("align_corners: got False, must be True on a cylinder, where columns have no outer edge")

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import functional
-from .atomic import write_whole
+from .backends.choice import BACKENDS
 from .checkpoint import SETTINGS, check_names_and_shapes, fill, not_finite, read_tensors, unfilled
 from .checks import check_choice, shown
+from .files.atomic import write_whole
+from .files.torch_files import read_torch_file
+from .files.untrusted import SAFETENSORS, first_line, kind_of
 from .generator import CIPSGenerator
-from .torch_files import read_torch_file
-from .untrusted import SAFETENSORS, first_line, kind_of
 
 MEAN_LATENT_SAMPLES = 4096
 NAMES_SHOWN = 4  # of a state dict that is no published one
@@ -45,7 +45,7 @@ def load_published(
         activation: needed for `sin` and `sinrelu`, which no shape tells apart; checked where given.
         integer_coords: the native grid is counted in pixels.
         mean_latent: centre of truncation [S]; the mean of w over 4096 fixed latents unless given.
-        backend: see `cips_fast.functional`.
+        backend: see `cips_fast.backends.choice`.
 
     Raises:
         FileNotFoundError: no file is there.
@@ -53,7 +53,7 @@ def load_published(
         ValueError: the file is damaged or no published checkpoint, or the names or shapes do not fit, which the message
             lists, or a value is not finite.
     """
-    check_choice("backend", backend, functional.BACKENDS)
+    check_choice("backend", backend, BACKENDS)
     state = published_state(source, ("g_ema", "g", "generator", "G"))
     config = _published_config(state, variant, size, activation)
     config |= {"integer_coords": integer_coords, "align_corners": False, "backend": backend}

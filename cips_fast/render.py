@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grids
+from .backends.threads import LEAST
 from .generator import CIPSGenerator
 from .grids import WHOLE, Region
-from .workers import LEAST
 
 CHUNK = 1 << 16  # pixels a call
 TABLE_BYTES = 1 << 28  # that a resampled embedding may take

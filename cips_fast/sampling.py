@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import pictures
 from .checkpoint import not_finite
+from .files import pictures
 from .generator import CIPSGenerator
 
 LARGEST_SEED = 2**64 - 1

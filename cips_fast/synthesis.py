@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import functional, network_ops
-from .autocast import autocast_dtype
+from . import functional
+from .backends import network_ops
+from .backends.autocast import autocast_dtype
+from .backends.choice import is_one_operator, resolve_backend
+from .backends.threads import slices
 from .checks import check_choice, is_count, shown
 from .kernels.network import Network
-from .mixing import mixed_fc
-from .workers import slices
+from .pixel_styles import mixed_fc
 
 LARGEST_CHUNK = 1 << 40  # pixels, more than any image has
 MIXED = 1 << 14  # pixels that go through all layers at once where every one has a style of its own
@@ -54,7 +56,7 @@ def synthesis(
         pixel_chunk: N, at least 1. The backward pass computes the activations of at most N pixels of every image anew,
             one such chunk at a time, so that activation memory is one chunk's at any image size, for a third more
             arithmetic. Without it every layer's output is kept. Gradients are the same but for the order of sums.
-        backend: see `functional`.
+        backend: see `backends.choice`.
         inference: how `triton` renders where no gradient is wanted, `stack`, `layered` or `auto`: see `planner.render`.
 
     Returns:
@@ -74,8 +76,8 @@ def synthesis(
         t.requires_grad for t in (coords, at, *tensors, *([] if mix is None else [mix]))
     )
     dtype = autocast_dtype(coords) or network.weights[0].dtype
-    chosen = functional.resolve_backend(backend, coords.device, dtype)
-    if activation == "lrelu" and noise_strength is None and mix is None and functional.is_one_operator(chosen, dtype):
+    chosen = resolve_backend(backend, coords.device, dtype)
+    if activation == "lrelu" and noise_strength is None and mix is None and is_one_operator(chosen, dtype):
         if chosen == "triton" and coords.shape[-1] not in (2, 3):
             raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
         form = (len(network.weights), network.residual, network.align_corners)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .functional import check_choice
+from .checks import check_choice
 from .generator import CIPSGenerator
 from .grids import Region
 

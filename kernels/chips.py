@@ -1,6 +1,6 @@
-"""How fast a GPU could be at best: the vendors' figures, and the time that work cannot take less of.
+"""GPUs: what kernels have to fit, the vendors' figures, and the time that work cannot take less of.
 
-Importing this module needs neither Triton nor a GPU.
+A new chip is one record here, and one table in tiles.py. Importing this module needs neither Triton nor a GPU.
 """
 
 from dataclasses import dataclass, replace
@@ -8,35 +8,44 @@ from typing import NamedTuple
 
 import torch
 
-from .launch import precision
+INTERPRETER = "interpreter"
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU's data sheet. A processor is what NVIDIA calls an SM and AMD a CU."""
+    """A GPU's data sheet. A processor is what NVIDIA calls an SM and AMD a CU.
+
+    Rates are None where no data sheet was looked up; then only what has to fit is known.
+    """
 
     name: str
     architecture: str
     processors: int
-    half: float  # FLOP/s, dense products of bfloat16 or float16 factors
-    tf32: float  # FLOP/s, dense products of tf32 factors
-    memory: float  # bytes/s
     l2: int  # bytes of the last cache before memory
-    registers: int = 65536  # of 32 bits, a processor
-    shared: int = 228 << 10  # bytes a processor
+    shared: int = 228 << 10  # bytes of shared memory a processor
     reserved: int = 1 << 10  # bytes of them that each program takes for the driver
+    spare_stages: int = 0  # stages of a pipelined loop that need no buffer of their own
+    half: float | None = None  # FLOP/s, dense products of bfloat16 or float16 factors
+    tf32: float | None = None  # FLOP/s, dense products of tf32 factors
+    memory: float | None = None  # bytes/s
+    registers: int = 65536  # of 32 bits, a processor
     warps: int = 64  # a processor
     programs: int = 32  # a processor
     lanes: int = 32  # of a warp
 
+    @property
+    def program_shared(self) -> int:
+        """Bytes of shared memory that one program may have."""
+        return self.shared - self.reserved
+
     def rate(self, kind: str) -> float | None:
-        """FLOP/s in products of a kind, `half`, `tf32` or `ieee`; None for the last, whose rate is not listed here."""
+        """FLOP/s in products of a kind, see `factor_kind`; None for `ieee`, whose rate is not listed here."""
         return {"half": self.half, "tf32": self.tf32}.get(kind)
 
     def floor(self, flop: float, moved: float, kind: str = "half") -> "Floor | None":
-        """The least time for `flop` operations in products and `moved` bytes; None where the rate is not known."""
+        """The least time for `flop` operations in products and `moved` bytes; None where a rate is not known."""
         rate = self.rate(kind)
-        if flop and rate is None:
+        if self.memory is None or (flop and rate is None):
             return None
         arithmetic, memory = flop / rate if flop else 0.0, moved / self.memory
         return Floor(max(arithmetic, memory), "arithmetic" if arithmetic > memory else "memory")
@@ -51,29 +60,58 @@ class Floor(NamedTuple):
 
 # NVIDIA's data sheets (rates without sparsity), architecture white papers and tuning guides; AMD's data sheet, CDNA 3
 # white paper and ROCm's table of GPU specifications. MI300X has 4 MiB of L2 in each of eight dies; what stands between
-# them and memory is its Infinity Cache.
+# them and memory is its Infinity Cache. Hopper and the large Blackwell read operands from shared memory, so every stage
+# has its buffer.
 A100 = Chip(
-    "A100 80 GB", "sm_80", processors=108, half=312e12, tf32=156e12, memory=2.039e12, l2=40 << 20, shared=164 << 10
+    "A100 80 GB",
+    "sm_80",
+    processors=108,
+    l2=40 << 20,
+    shared=164 << 10,
+    spare_stages=1,
+    half=312e12,
+    tf32=156e12,
+    memory=2.039e12,
 )
-H100 = Chip("H100 SXM", "sm_90", processors=132, half=989e12, tf32=494.5e12, memory=3.35e12, l2=50 << 20)
+H100 = Chip("H100 SXM", "sm_90", processors=132, l2=50 << 20, half=989e12, tf32=494.5e12, memory=3.35e12)
 H200 = replace(H100, name="H200", memory=4.8e12)
-B200 = Chip("B200", "sm_100", processors=148, half=2250e12, tf32=1125e12, memory=8.0e12, l2=126 << 20)
+B200 = Chip("B200", "sm_100", processors=148, l2=126 << 20, half=2250e12, tf32=1125e12, memory=8.0e12)
 MI300X = Chip(
     "MI300X",
     "gfx942",
     processors=304,
+    l2=256 << 20,
+    shared=64 << 10,
+    reserved=0,
+    spare_stages=1,
     half=1307e12,
     tf32=653.5e12,
     memory=5.3e12,
-    l2=256 << 20,
     registers=131072,
-    shared=64 << 10,
-    reserved=0,
     warps=32,
     programs=16,
     lanes=64,
 )
-CHIPS = (A100, H100, H200, B200, MI300X)
+DATA_SHEETS = (A100, H100, H200, B200, MI300X)
+
+_GEFORCE = Chip("GeForce", "sm_86", processors=84, l2=6 << 20, shared=100 << 10, spare_stages=1)
+_UNKNOWN = Chip("unknown", "default", processors=64, l2=4 << 20, shared=48 << 10, reserved=0)
+# By architecture: the chip whose limits stand for it.
+ARCHITECTURES = {
+    "sm_80": A100,
+    "sm_86": _GEFORCE,
+    "sm_90": H100,
+    "sm_100": B200,
+    "sm_120": replace(_GEFORCE, architecture="sm_120", processors=170, l2=96 << 20),
+    "gfx90a": replace(MI300X, name="MI250X", architecture="gfx90a", processors=104, l2=8 << 20),
+    "gfx942": MI300X,
+    "gfx1100": replace(_UNKNOWN, architecture="gfx1100"),
+    "default": _UNKNOWN,
+    INTERPRETER: Chip(INTERPRETER, INTERPRETER, processors=16, l2=1 << 30, shared=1 << 30, reserved=0),
+}
+SAME_AS = {"sm_87": "sm_86", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120", "gfx950": "gfx942"}
+# The architectures that every kernel is compiled for, to be analysed and tested.
+TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
 
 # Under the names that `torch.cuda.get_device_name()` gives.
 _A100_40GB = replace(A100, name="A100 40 GB", memory=1.555e12)
@@ -86,6 +124,32 @@ DEVICES = {
     "NVIDIA B200": B200,
     "AMD Instinct MI300X": MI300X,
 }
+
+
+def family(architecture: str) -> str:
+    """The key of an architecture in `ARCHITECTURES` and in every table of tiles; `default` for an unknown one."""
+    name = SAME_AS.get(architecture, architecture)
+    return name if name in ARCHITECTURES else "default"
+
+
+def chip_of(architecture: str) -> Chip:
+    """The chip whose limits stand for an architecture."""
+    return ARCHITECTURES[family(architecture)]
+
+
+def factor_kind(dtype: torch.dtype, architecture: str) -> str:
+    """How factors of a dtype are multiplied, the key of all tables: `half` (bfloat16, float16), `tf32` or `ieee`."""
+    return "half" if dtype.itemsize == 2 else precision(dtype, architecture)
+
+
+def precision(dtype: torch.dtype, architecture: str) -> str:
+    """How float32 factors are multiplied, `tf32` or `ieee`, as PyTorch is set for its own products on a GPU."""
+    if dtype != torch.float32 or not architecture.startswith("sm_"):
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    # `fp32_precision` replaces `allow_tf32` in newer versions, which refuse to be asked for both.
+    setting = matmul.fp32_precision if hasattr(matmul, "fp32_precision") else "tf32" if matmul.allow_tf32 else "ieee"
+    return "tf32" if setting == "tf32" else "ieee"
 
 
 def products_setting() -> str:
@@ -105,5 +169,5 @@ def floor_seconds(device: str, dtype: torch.dtype, flop: float, moved: float) ->
     chip = DEVICES.get(device)
     if chip is None:
         return None
-    floor = chip.floor(flop, moved, "half" if dtype.itemsize == 2 else precision(dtype, chip.architecture))
+    floor = chip.floor(flop, moved, factor_kind(dtype, chip.architecture))
     return None if floor is None else floor.seconds

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .launch import INTERPRETER, Tiles, triton_version
+from .chips import INTERPRETER
+from .tiles import Tiles, triton_version
 
 Argument = Tensor | int | float | None
 # In the messages of CUDA and HIP for a kernel that needs more than there is; Triton raises them all as RuntimeError.

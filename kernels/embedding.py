@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import run
-from .launch import Tiles, embedding_tiles
+from .tiles import Tiles, embedding_tiles
 
 
 @triton.jit

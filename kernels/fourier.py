@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .device import run
 from .embedding import cells_around, corners
-from .launch import fourier_tiles
+from .tiles import fourier_tiles
 
 # π in three parts. The first two have so few bits that their products with whole numbers below 2¹² are exact.
 PI_1 = tl.constexpr(3.140625)

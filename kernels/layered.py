@@ -19,11 +19,11 @@ from torch import Tensor
 from .device import architecture
 from .embedding import embedding_bwd_at, embedding_bwd_table
 from .fourier import fourier_bwd_coords, fourier_bwd_freq, fourier_fwd
-from .launch import chunk_pixels
 from .mod_fc import mod_fc_fwd
 from .mod_fc_bwd import mod_fc_dgrad, mod_fc_wgrad
 from .modulate import modulate_bwd, modulate_fwd
 from .network import Network
+from .tiles import chunk_pixels
 
 GAIN = 2**0.5
 # Tensors of a chunk that launches hand on to each other through L2: a layer's input and output; going back, where

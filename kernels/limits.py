@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import torch
 import triton
 
-from .compile import Resources, compile_call, resources
-from .production import production_calls
-from .report import TARGETS
-from .tables import print_table
+from .chips import TARGETS
+from .report.compile import Resources, compile_call, resources
+from .report.printing import print_table
+from .report.workload import production_calls
 
 
 def compile_all(target: str) -> list[Resources]:

@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .autotune import product_tiles
+from .chips import precision
 from .device import architecture, dense_rows, run
-from .launch import Tiles, precision
-from .tune import product_tiles
+from .tiles import Tiles
 
 SLOPE = tl.constexpr(0.2)
 INVERSE_SQRT_2 = tl.constexpr(0.7071067811865476)

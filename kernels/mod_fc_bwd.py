@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .autotune import product_tiles
+from .chips import precision
 from .device import architecture, dense_rows, run
-from .launch import Tiles, elementwise_tiles, pixel_splits, precision
 from .mod_fc import INVERSE_SQRT_2, SLOPE, place_in_grid
-from .tune import product_tiles
+from .tiles import Tiles, elementwise_tiles, pixel_splits
 
 
 @triton.jit(do_not_specialize=["P"])

@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .autotune import product_tiles
+from .chips import precision
 from .device import architecture, dense_rows, run
-from .launch import Tiles, precision, triton_version
 from .mod_fc import SLOPE, place_in_grid
-from .tune import product_tiles
+from .tiles import Tiles, triton_version
 
 EPS = tl.constexpr(1e-8)
 # Modulated pixels reach Hopper's products from registers. Triton before 3.8 rewrites those registers in the next step

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import dense_rows, run
-from .launch import row_tiles
+from .tiles import row_tiles
 
 EPS = tl.constexpr(1e-8)
 

@@ -17,13 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import steps as layers
+from . import stack_plan as layers
+from .chips import precision
 from .device import architecture, run
 from .fourier import table_at, waves_at
-from .launch import precision, programs_in_flight, stack_tiles
 from .mod_fc import INVERSE_SQRT_2, SLOPE, colours
 from .network import Network
-from .steps import AROUND, BIAS, INPUTS, OUTPUTS, SOURCE, TAP, TARGET, WEIGHT, field, width
+from .stack_plan import AROUND, BIAS, INPUTS, OUTPUTS, SOURCE, TAP, TARGET, WEIGHT, field, width
+from .tiles import programs_in_flight, stack_tiles
 
 
 @triton.jit

@@ -15,13 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import steps as layers
+from . import stack_plan as layers
+from .chips import precision
 from .device import architecture, run
 from .fourier import table_at, waves_at
-from .launch import narrow_tiles, precision
 from .network import Network
 from .stack import activated, colours
-from .steps import BIAS, INPUTS, OUTPUTS, TAP, WEIGHT, field, width
+from .stack_plan import BIAS, INPUTS, OUTPUTS, TAP, WEIGHT, field, width
+from .tiles import narrow_tiles
 
 
 @triton.jit

@@ -4,11 +4,13 @@ import contextlib
 import importlib.util
 import multiprocessing
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cips_fast.kernels import launch
+from cips_fast.kernels import tiles
+from cips_fast.kernels.chips import INTERPRETER
 from cips_fast.kernels.device import interpreter_refusal, standing_in
 
 from .interpreter import Interpreter
@@ -100,10 +102,11 @@ def interpreter():
 @pytest.fixture
 def large_tiles(monkeypatch):
     """Tiles in the interpreter as large as a test's tensors: a step there takes its time whatever its size."""
-    large = launch.Tiles(256, 512, 256, 4, 1)
-    for table in (launch.TILES, launch.STACK_TILES):
-        monkeypatch.setitem(table, launch.INTERPRETER, dict.fromkeys(table[launch.INTERPRETER], large))
-    monkeypatch.setattr(launch, "ROW_ELEMENTS", 1 << 16)
+    large = tiles.Tiles(256, 512, 256, 4, 1)
+    table = tiles.TABLES[INTERPRETER]
+    enlarged = replace(table, products=dict.fromkeys(table.products, large), stack=dict.fromkeys(table.stack, large))
+    monkeypatch.setitem(tiles.TABLES, INTERPRETER, enlarged)
+    monkeypatch.setattr(tiles, "ROW_ELEMENTS", 1 << 16)
 
 
 @pytest.fixture

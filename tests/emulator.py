@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from cips_fast.kernels.compile import compile_call, recipe
 from cips_fast.kernels.device import Call
+from cips_fast.kernels.report.compile import compile_call, recipe
 
 from .ptx import Memory, Program, Traffic
 

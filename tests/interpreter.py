@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cips_fast.kernels.chips import INTERPRETER
 from cips_fast.kernels.device import Call
-from cips_fast.kernels.launch import INTERPRETER
 
 
 class Interpreter:

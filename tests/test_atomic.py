@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from cips_fast.atomic import whole_file, write_whole
+from cips_fast.files.atomic import whole_file, write_whole
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cips_fast.autocast import autocast_dtype, without_autocast
+from cips_fast.backends.autocast import autocast_dtype, without_autocast
 
 
 def product(x):

@@ -6,9 +6,9 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from cips_fast.train import bluemarble
-from cips_fast.train.images import DataError
-from cips_fast.train.sources import open_source
+from cips_fast.train.data import bluemarble
+from cips_fast.train.data.images import DataError
+from cips_fast.train.data.sources import open_source
 
 from .needs import needs_map
 

@@ -10,10 +10,10 @@ import torch
 pytest.importorskip("triton", reason="no Triton")
 
 from cips_fast.kernels import embedding, fourier, mod_fc, mod_fc_bwd, mod_fc_mixed, modulate, stack, stack_narrow
-from cips_fast.kernels.cost import KERNELS, cost
 from cips_fast.kernels.device import standing_in
 from cips_fast.kernels.network import Network
-from cips_fast.kernels.production import Recorder
+from cips_fast.kernels.report.cost import KERNELS, cost
+from cips_fast.kernels.report.workload import Recorder
 
 from .emulator import EmulatedGPU
 

@@ -70,7 +70,7 @@ import sys
 sys.modules.update(dict.fromkeys(["PIL", "dicebear", "platformdirs", "safetensors", "tifffile", "tqdm"]))
 import torch
 import cips_fast
-import cips_fast.kernels.tune
+import cips_fast.kernels.autotune
 generator = cips_fast.CIPSGenerator(size=8, width=24, style_features=16, embedding_size=4)
 print(list(generator(torch.randn(1, 16)).shape))
 """

@@ -11,7 +11,7 @@ import torch
 
 from cips_fast import CIPSGenerator, checkpoint, settings
 from cips_fast.checks import shown
-from cips_fast.untrusted import OTHER, PICKLE, SAFETENSORS, ZIP, kind_of
+from cips_fast.files.untrusted import OTHER, PICKLE, SAFETENSORS, ZIP, kind_of
 
 
 @pytest.fixture(scope="module")

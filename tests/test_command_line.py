@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from cips_fast import CIPSGenerator, checkpoint, commands, inversion, pictures, render
-from cips_fast import __main__ as program
+from cips_fast import CIPSGenerator, checkpoint, commands, inversion, render
 from cips_fast.__main__ import command_names, main, parser_of_all
 from cips_fast.command_line import is_out_of_memory
-from cips_fast.commands import common, interpolate
-from cips_fast.movie import Movie
+from cips_fast.commands import _options, interpolate
+from cips_fast.files import pictures
+from cips_fast.files.movie import Movie
 
 from .pictures import ROOT, read
 
@@ -178,7 +178,7 @@ def test_a_network_that_is_not_finite_is_named_and_makes_no_picture(
     parameters = dict(broken.named_parameters())
     next(parameter for name, parameter in parameters.items() if name.startswith(where.split(".")[0])).fill_(math.nan)
     command, *rest = arguments
-    for name in (f"cips_fast.commands.{command}.open_generator", "cips_fast.commands.common.open_generator"):
+    for name in (f"cips_fast.commands.{command}.open_generator", "cips_fast.commands._options.open_generator"):
         monkeypatch.setattr(name, lambda args: broken, raising=False)
     assert refused(capsys, command, "none", *rest) == NOT_FINITE
 
@@ -207,13 +207,13 @@ def test_errors_name_options_that_the_command_has(command):
     positional = [action.dest for action in actions_of(command) if not action.option_strings]
     args = parser_of_all().parse_args([command, *positional, *(["--out", "x"] if command == "convert" else [])])
     for name in sorted(names):
-        shown, _, reason = common.with_option(args, f"{name}: got 1").partition(": ")
+        shown, _, reason = _options.with_option(args, f"{name}: got 1").partition(": ")
         assert shown in options or (shown == name and reason == "got 1"), name
     if "--seeds" in options:
-        assert common.with_option(args, "keys: got nan") == "--seeds: got nan"
-        assert common.with_option(args, "height: got 0") == "--size: height: got 0"
+        assert _options.with_option(args, "keys: got nan") == "--seeds: got nan"
+        assert _options.with_option(args, "height: got 0") == "--size: height: got 0"
     if "--falloff" in options:
-        assert common.with_option(args, "half_resolution: got 0") == "--falloff: got 0"
+        assert _options.with_option(args, "half_resolution: got 0") == "--falloff: got 0"
 
 
 @pytest.mark.parametrize("command", command_names())
@@ -256,7 +256,7 @@ def test_a_close_region_has_the_same_embedding_in_every_command(place, monkeypat
     """A camera that stands still, or begins there, sees what `sample` renders."""
     view = ["--region=0.3,0.3,0.4,0.4", "--embedding", "bicubic", "--size", "64"]
     finer, resample = [], render.with_bicubic_embedding
-    for module in (common, render):
+    for module in (_options, render):
         monkeypatch.setattr(
             module, "with_bicubic_embedding", lambda g, n: (finer.append(n), resample(g, n))[1], raising=False
         )
@@ -270,14 +270,14 @@ def test_a_close_region_has_the_same_embedding_in_every_command(place, monkeypat
 
 def test_json_shows_a_name_as_it_is_or_as_an_escape(capsys, monkeypatch):
     record = {"file": "é.png", "seam": math.nan}
-    common.say(record)
+    _options.say(record)
     assert capsys.readouterr().out == '{"file": "é.png", "seam": null}\n'
     for name, encoding in (("é²", "ascii"), ("²", "gbk"), ("\udcff", "utf-8")):
         with open(os.devnull, "w", encoding=encoding) as stream:
             lines = []
-            monkeypatch.setattr(common, "put", lines.append)
+            monkeypatch.setattr(_options, "put", lines.append)
             monkeypatch.setattr(sys, "stdout", stream)
-            common.say({"file": name})
+            _options.say({"file": name})
         assert lines[0].isascii()
         assert json.loads(lines[0]) == {"file": name}
 
@@ -423,5 +423,5 @@ def test_a_program_whose_reader_is_gone_or_that_is_ended_is_quiet(place):
 
 
 def test_commands_are_all_modules_but_the_shared_ones():
-    assert set(command_names()).isdisjoint(program.SHARED)
+    assert command_names() == ["convert", "foveate", "interpolate", "panorama", "project", "sample"]
     assert all(hasattr(commands, name) for name in command_names())

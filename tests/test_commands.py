@@ -7,9 +7,10 @@ import pytest
 import tifffile
 import torch
 
-from cips_fast import CIPSGenerator, checkpoint, pictures, render
+from cips_fast import CIPSGenerator, checkpoint, render
 from cips_fast.__main__ import command_names, main
-from cips_fast.commands.common import parse_seeds, style_latents
+from cips_fast.commands._options import parse_seeds, style_latents
+from cips_fast.files import pictures
 
 from .pictures import read
 

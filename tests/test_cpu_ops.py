@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from cips_fast import cpu, cpu_ops, functional, grids
+from cips_fast import functional, grids
+from cips_fast.backends import cpu_layer, cpu_ops
 
 from .accuracy import assert_as_accurate, value_and_gradients
 from .layers import check_layer, check_second_derivatives, layer_inputs, off_the_kink
@@ -26,7 +27,7 @@ def place(request):
 
 @pytest.fixture(params=["at once", "one by one"])
 def images(request, monkeypatch):
-    monkeypatch.setattr(cpu, "CALL", 1 << 60 if request.param == "at once" else 0)
+    monkeypatch.setattr(cpu_layer, "CALL", 1 << 60 if request.param == "at once" else 0)
 
 
 def layer(*tensors, **options):
@@ -116,7 +117,7 @@ def test_second_derivatives_are_those_of_the_formula(activation):
 def test_only_wanted_gradients_are_computed(index, products, monkeypatch):
     *inputs, upstream = layer_inputs((2, 9, 6, 4), PLACES["fp32"])
     called = []
-    monkeypatch.setattr(cpu_ops, "product", lambda a, b: called.append(a) or cpu.product(a, b))
+    monkeypatch.setattr(cpu_ops, "product", lambda a, b: called.append(a) or cpu_layer.product(a, b))
     inputs[index].requires_grad_()
     layer(*inputs).backward(upstream)
     assert [t.grad is not None for t in inputs] == [place == index for place in range(4)]

@@ -9,13 +9,13 @@ import torch
 
 from cips_fast import functional, grids
 from cips_fast.kernels.device import standing_in
-from cips_fast.kernels.launch import gemm_tiles
-from cips_fast.kernels.production import float32_products
+from cips_fast.kernels.report.workload import float32_products
+from cips_fast.kernels.tiles import gemm_tiles
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .emulator import EmulatedGPU
 from .layers import off_the_kink
-from .test_mixing import check_kernel as check_pixel_styles
+from .test_pixel_styles import check_kernel as check_pixel_styles
 
 pytestmark = pytest.mark.usefixtures("poison")
 

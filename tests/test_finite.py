@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cips_fast.checkpoint import read_tensors
-from cips_fast.train.data import Patches
+from cips_fast.train.data.patches import Patches
 from cips_fast.train.failure import RunFailure
 from cips_fast.train.finite import NotFinite, not_finite, probably_finite
 from cips_fast.train.trainer import Trainer

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cips_fast.train import folder, images
-from cips_fast.train.images import DataError
-from cips_fast.train.landscapes import LandscapeSource
-from cips_fast.train.sources import open_source
+from cips_fast.train.data import folder, images
+from cips_fast.train.data.images import DataError
+from cips_fast.train.data.landscapes import LandscapeSource
+from cips_fast.train.data.sources import open_source
 
 from .pictures import R, assert_close, expected, picture, save
 

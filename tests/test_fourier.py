@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from cips_fast import functional, grids, ops
+from cips_fast import functional, grids
 from cips_fast import reference as ref
+from cips_fast.backends import triton_ops
 from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
@@ -199,13 +200,13 @@ def test_operators_are_registered_as_pytorch_asks(interpreter):
     coords, freq, phase, table = (t.requires_grad_() for t in inputs)
     rows, dout = coords.detach()[0], upstream[0]
     with standing_in(interpreter):
-        opcheck(ops.fourier, (coords[0], freq, phase, coords[0], table, True, torch.float32))
-        opcheck(ops.fourier, (coords[0], freq, phase, None, None, True, torch.float16))
+        opcheck(triton_ops.fourier, (coords[0], freq, phase, coords[0], table, True, torch.float32))
+        opcheck(triton_ops.fourier, (coords[0], freq, phase, None, None, True, torch.float16))
         freq, phase, table = freq.detach(), phase.detach(), table.detach()
-        opcheck(ops.fourier_bwd_freq, (dout[:, :3], rows, freq, phase))
-        opcheck(ops.fourier_bwd_coords, (dout[:, :3], rows, freq, phase))
-        opcheck(ops.embedding_bwd_table, (dout[:, 3:], rows, table, True))
-        opcheck(ops.embedding_bwd_at, (dout[:, 3:], rows, table, True))
+        opcheck(triton_ops.fourier_bwd_freq, (dout[:, :3], rows, freq, phase))
+        opcheck(triton_ops.fourier_bwd_coords, (dout[:, :3], rows, freq, phase))
+        opcheck(triton_ops.embedding_bwd_table, (dout[:, 3:], rows, table, True))
+        opcheck(triton_ops.embedding_bwd_at, (dout[:, 3:], rows, table, True))
 
 
 @pytest.mark.parametrize("place", FP32, indirect=True)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cips_fast import CIPSGenerator, pictures, render
+from cips_fast import CIPSGenerator, render
 from cips_fast.__main__ import main
-from cips_fast.commands.common import style_latents
+from cips_fast.commands._options import style_latents
+from cips_fast.files import pictures
 from cips_fast.foveation import sample_pixels
 
 from .pictures import read

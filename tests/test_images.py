@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cips_fast.images import UNREADABLE, read_rgb
+from cips_fast.files.images import UNREADABLE, read_rgb
 
 from .pictures import picture
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cips_fast import CIPSGenerator, checkpoint, grids, pictures, render, walks
+from cips_fast import CIPSGenerator, checkpoint, grids, render, walks
 from cips_fast.__main__ import main
-from cips_fast.commands.common import latents, style_latents
-from cips_fast.movie import Movie
+from cips_fast.commands._options import latents, style_latents
+from cips_fast.files import pictures
+from cips_fast.files.movie import Movie
 
 SIZE = 16
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cips_fast.train import landscapes
-from cips_fast.train.sources import open_source
+from cips_fast.train.data import landscapes
+from cips_fast.train.data.sources import open_source
 
 from .needs import needs_landscapes
 from .pictures import ROOT, R
@@ -155,7 +155,7 @@ def test_stop_ends_the_drawing():
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL and parent process ids are POSIX's")
 def test_workers_die_with_a_killed_parent(cache):
     program = (
-        "import time; from cips_fast.train.sources import open_source\n"
+        "import time; from cips_fast.train.data.sources import open_source\n"
         f"drawing = open_source('landscapes', {R}).prepare(range(5000), 2)\n"
         "print(*(process.pid for process in drawing._processes), flush=True); time.sleep(60)"
     )

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from cips_fast import reference as ref
-from cips_fast.kernels.compile import recipe
 from cips_fast.kernels.device import standing_in
-from cips_fast.kernels.production import Recorder, meta
+from cips_fast.kernels.report.compile import recipe
+from cips_fast.kernels.report.workload import Recorder, meta
 
 from .accuracy import relative_error
 from .emulator import EmulatedGPU

@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 
 import cips_fast
-from cips_fast import CIPSGenerator, checkpoint, pictures, published
+from cips_fast import CIPSGenerator, checkpoint, published
 from cips_fast.__main__ import main
-from cips_fast.commands.common import style_latents
+from cips_fast.commands._options import style_latents
+from cips_fast.files import pictures
 
 from .pictures import read
 from .published_formulas import draw_state

@@ -6,11 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from cips_fast import functional, ops
+from cips_fast import functional
 from cips_fast import reference as ref
+from cips_fast.backends import triton_ops
 from cips_fast.kernels import mod_fc, mod_fc_bwd
 from cips_fast.kernels.device import standing_in
-from cips_fast.kernels.production import Recorder, meta
+from cips_fast.kernels.report.workload import Recorder, meta
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .layers import check_layer, check_second_derivatives, layer_inputs
@@ -209,8 +210,10 @@ def test_only_wanted_gradients_are_computed(place, monkeypatch):
     *inputs, upstream = layer_inputs((2, 9, 6, 4), place)
     called = []
     for name in ("mod_fc_dgrad", "mod_fc_wgrad"):
-        original = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *a, name=name, original=original: called.append(name) or original(*a))
+        original = getattr(triton_ops, name)
+        monkeypatch.setattr(
+            triton_ops, name, lambda *a, name=name, original=original: called.append(name) or original(*a)
+        )
     x, weight, style, bias = inputs
     x.requires_grad_()
     functional.mod_fc(x, weight, style, bias, backend="triton").backward(upstream)
@@ -236,14 +239,14 @@ def test_operator_is_registered_as_pytorch_asks(interpreter, shared):
     x, weight, style, bias, upstream = layer_inputs((2, 9, 6, 4), PLACES[0].values[0], shared=shared)
     arguments = [t.requires_grad_() for t in (x, weight, style, bias)]
     with standing_in(interpreter):
-        opcheck(ops.mod_fc, (*arguments, True, True))
-        opcheck(ops.mod_fc, (*arguments[:3], None, False, False))
+        opcheck(triton_ops.mod_fc, (*arguments, True, True))
+        opcheck(triton_ops.mod_fc, (*arguments[:3], None, False, False))
         transposed = [t.detach().mT.contiguous().mT.requires_grad_() for t in arguments[:3]]
-        opcheck(ops.mod_fc, (*transposed, None, True, True))
-        y, w, d = ops.mod_fc(*(t.detach() for t in arguments), True, True)
-        opcheck(ops.mod_fc_act_bwd, (upstream, y))
-        opcheck(ops.mod_fc_dgrad, (upstream, w, shared))
-        opcheck(ops.mod_fc_wgrad, (upstream, *(t.detach() for t in arguments[:3]), d, True, True))
+        opcheck(triton_ops.mod_fc, (*transposed, None, True, True))
+        y, w, d = triton_ops.mod_fc(*(t.detach() for t in arguments), True, True)
+        opcheck(triton_ops.mod_fc_act_bwd, (upstream, y))
+        opcheck(triton_ops.mod_fc_dgrad, (upstream, w, shared))
+        opcheck(triton_ops.mod_fc_wgrad, (upstream, *(t.detach() for t in arguments[:3]), d, True, True))
 
 
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)

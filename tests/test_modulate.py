@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from cips_fast import functional, ops
+from cips_fast import functional
 from cips_fast import reference as ref
+from cips_fast.backends import triton_ops
 from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
@@ -112,11 +113,12 @@ def test_second_derivatives_are_those_of_the_formula(place):
 def test_operators_are_registered_as_pytorch_asks(interpreter):
     weight, style, upstream = modulation_inputs((2, 4, 6), PLACES[0].values[0])
     with standing_in(interpreter):
-        opcheck(ops.modulate, (weight.requires_grad_(), style.requires_grad_(), True))
+        opcheck(triton_ops.modulate, (weight.requires_grad_(), style.requires_grad_(), True))
         transposed = [t.detach().mT.contiguous().mT for t in (weight, style)]
         opcheck(
-            ops.modulate, (*(t.clone(memory_format=torch.preserve_format).requires_grad_() for t in transposed), True)
+            triton_ops.modulate,
+            (*(t.clone(memory_format=torch.preserve_format).requires_grad_() for t in transposed), True),
         )
-        _, d = ops.modulate(weight.detach(), style.detach(), True)
-        opcheck(ops.modulate_bwd, (upstream, weight.detach(), style.detach(), d, True))
-        opcheck(ops.modulate_bwd, (upstream, *transposed, d, True))
+        _, d = triton_ops.modulate(weight.detach(), style.detach(), True)
+        opcheck(triton_ops.modulate_bwd, (upstream, weight.detach(), style.detach(), d, True))
+        opcheck(triton_ops.modulate_bwd, (upstream, *transposed, d, True))

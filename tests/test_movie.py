@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cips_fast.movie import Movie
+from cips_fast.files.movie import Movie
 
 from .pictures import picture
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from cips_fast import checkpoint
 from cips_fast.train.__main__ import main
-from cips_fast.train.data import Patches
+from cips_fast.train.data.patches import Patches
 
 from .needs import needs_map
 

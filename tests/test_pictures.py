@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cips_fast import pictures
+from cips_fast.files import pictures
 
 
 def test_colours_are_rounded_and_clipped():

@@ -10,10 +10,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from cips_fast import CIPSGenerator, pictures, render
+from cips_fast import CIPSGenerator, render
 from cips_fast.__main__ import main
-from cips_fast.commands.common import style_latents
+from cips_fast.commands._options import style_latents
 from cips_fast.commands.project import read_target
+from cips_fast.files import pictures
 
 from .pictures import read
 

@@ -18,8 +18,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cips_fast import lock, partial_tiff, pyramid
-from cips_fast.partial_tiff import PartialTiff
+from cips_fast.files import lock, partial_tiff, pyramid
+from cips_fast.files.partial_tiff import PartialTiff
 
 ROOT = Path(__file__).resolve().parent.parent
 HEIGHT, WIDTH, SIDE = 100, 150, 32

@@ -10,24 +10,24 @@ pytest.importorskip("triton", reason="no Triton")
 
 from cips_fast import grids
 from cips_fast import reference as ref
-from cips_fast.kernels import chips, figures, ledger, limits, mod_fc_bwd, published, report, tables, totals
-from cips_fast.kernels.compile import Resources, compile_call, resources
-from cips_fast.kernels.disassembly import mix, multiplying_loop
-from cips_fast.kernels.launch import CHIPS
+from cips_fast.kernels import chips, limits, mod_fc_bwd
 from cips_fast.kernels.network import Network
-from cips_fast.kernels.occupancy import occupancy
-from cips_fast.kernels.production import launches, meta
+from cips_fast.kernels.report import __main__, ledger, per_image, per_kernel, printing, published_formulation
+from cips_fast.kernels.report.compile import Resources, compile_call, resources
+from cips_fast.kernels.report.disassembly import mix, multiplying_loop
+from cips_fast.kernels.report.occupancy import occupancy
+from cips_fast.kernels.report.workload import launches, meta
 
 
 def find_launch(target, kernel, words, factors="bf16"):
     wanted = (f"{kernel}_kernel", words, factors)
     calls = launches(target, (1,))
-    return next(c for c in calls if (c.kernel.fn.__name__, figures.describe(c), figures.factors_of(c)) == wanted)
+    return next(c for c in calls if (c.kernel.fn.__name__, per_kernel.describe(c), per_kernel.factors_of(c)) == wanted)
 
 
 def report_on(target, *which):
     call = find_launch(target, *which)
-    return figures.report_on(target, call, resources(compile_call(call, target)))
+    return per_kernel.report_on(target, call, resources(compile_call(call, target)))
 
 
 def test_known_figures_of_a_layer():
@@ -65,11 +65,11 @@ def test_loop_of_other_targets(target, products):
     layer = report_on(target, "mod_fc_fwd", "512→512")
     assert layer.loop["products"] == products
     assert all(layer.loop[kind] for kind in ("global", "shared", "arithmetic", "waits"))
-    assert list(layer.floors) == [chip.name for chip in chips.CHIPS if chip.architecture == target]
+    assert list(layer.floors) == [chip.name for chip in chips.DATA_SHEETS if chip.architecture == target]
 
 
 def test_json_has_everything(capsys):
-    report.main(["--target", "sm_80", "--kernel", "embedding_bwd", "--json"])
+    __main__.main(["--target", "sm_80", "--kernel", "embedding_bwd", "--json"])
     everything = json.loads(capsys.readouterr().out)
     assert set(everything) == {"chips", "kernels", "images"}
     (chip,) = everything["chips"]
@@ -78,7 +78,7 @@ def test_json_has_everything(capsys):
     names = ("embedding_bwd_table", "512"), ("embedding_bwd_table", "512 add"), ("embedding_bwd_at", "512")
     assert launches == [("sm_80", *name) for name in names]
     for kernel in everything["kernels"]:
-        assert set(kernel) == set(figures.KernelReport.__dataclass_fields__)
+        assert set(kernel) == set(per_kernel.KernelReport.__dataclass_fields__)
         assert kernel["loop"] is None
         assert set(kernel["occupancy"]) == {"programs", "warps", "limit"}
         assert kernel["floors"]["A100 80 GB"]["bound"] == "memory"
@@ -87,7 +87,7 @@ def test_json_has_everything(capsys):
 
 
 def test_tables_have_a_row_for_every_launch(capsys):
-    report.main(["--target", "sm_80", "--kernel", "embedding_bwd_at"])
+    __main__.main(["--target", "sm_80", "--kernel", "embedding_bwd_at"])
     reported = report_on("sm_80", "embedding_bwd_at", "512")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("embedding_bwd_at")]
     takes, does = (re.split(r"\s{2,}", line) for line in lines)
@@ -96,25 +96,26 @@ def test_tables_have_a_row_for_every_launch(capsys):
 
 
 def test_totals_have_a_row_for_every_way(capsys):
-    tables.print_totals([totals.total(*way, 256, chip) for way in totals.WAYS for chip in (chips.H100, chips.B200)])
+    printing.print_totals(
+        [per_image.total(*way, 256, chip) for way in per_image.WAYS for chip in (chips.H100, chips.B200)]
+    )
     rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines() if line.startswith("256²")]
-    assert [tuple(row[1:3]) for row in rows] == 2 * list(totals.WAYS)
+    assert [tuple(row[1:3]) for row in rows] == 2 * list(per_image.WAYS)
     assert rows[0][4] == "551"
 
 
 def test_an_unknown_target_or_kernel_is_named(capsys):
     with pytest.raises(SystemExit):
-        report.main(["--target", "sm_70"])
+        __main__.main(["--target", "sm_70"])
     assert "'sm_70'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="nosuch"):
-        report.main(["--kernel", "nosuch"])
+        __main__.main(["--kernel", "nosuch"])
 
 
-def test_chips_agree_with_what_tiles_are_chosen_for():
-    for chip in chips.CHIPS:
-        table = CHIPS[chip.architecture]
-        assert (chip.processors, chip.l2) == (table.processors, table.l2)
-        assert chip.shared - chip.reserved == table.shared
+def test_chips_of_one_architecture_have_its_limits():
+    for chip in chips.DATA_SHEETS:
+        limits = chips.ARCHITECTURES[chip.architecture]
+        assert (chip.processors, chip.l2, chip.program_shared) == (limits.processors, limits.l2, limits.program_shared)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +219,12 @@ def small_network(rng):
 def test_the_published_formulation_computes_the_same_colours():
     network = small_network(torch.Generator().manual_seed(0))
     coords = grids.plane(7, 7).double().view(1, 49, 2)
-    got = published.render(network, coords, dtype=torch.float64)
+    got = published_formulation.render(network, coords, dtype=torch.float64)
     torch.testing.assert_close(got, ref.synthesis_ref(network, coords))
 
 
 def test_ways_to_an_image():
-    of = {way: totals.total(*way, 256, chips.H100) for way in totals.WAYS}
+    of = {way: per_image.total(*way, 256, chips.H100) for way in per_image.WAYS}
     stack, layered, eager = (of[way, "forward"] for way in ("stack", "layered", "published"))
     assert stack.flop == layered.flop == 2 * 65536 * (512 * 1024 + 14 * 512 * 512 + 7 * 3 * 512)
     assert eager.flop == stack.flop + 2 * 65536 * 2 * 512  # it multiplies coordinates by frequencies as matrices

@@ -281,7 +281,7 @@ def test_half_a_step_is_not_saved(tmp_path, monkeypatch):
 
 
 def test_images_that_vanish_do_not_lose_what_was_trained(tmp_path, monkeypatch):
-    from cips_fast.train.images import DataError
+    from cips_fast.train.data.images import DataError
 
     from .training import Stripes
 

@@ -8,8 +8,8 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from cips_fast.train.images import DataError
-from cips_fast.train.sources import check_source, open_source
+from cips_fast.train.data.images import DataError
+from cips_fast.train.data.sources import check_source, open_source
 
 from .needs import needs_landscapes, needs_map
 from .pictures import R, assert_is_image, save

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 pytest.importorskip("triton", reason="no Triton")
 
 from cips_fast import reference as ref
-from cips_fast.kernels import planner, stack, stack_narrow
-from cips_fast.kernels.compile import compile_call
+from cips_fast.kernels import dispatch, stack, stack_narrow
 from cips_fast.kernels.device import architecture, standing_in
-from cips_fast.kernels.launch import STACK_TILES, Tiles, triton_version
-from cips_fast.kernels.production import Recorder, float32_products, meta, paper_network
+from cips_fast.kernels.report.compile import compile_call
+from cips_fast.kernels.report.workload import Recorder, float32_products, meta, paper_network
+from cips_fast.kernels.tiles import TABLES, Tiles, triton_version
 
 from .accuracy import assert_as_accurate
 from .emulator import EmulatedGPU
@@ -284,9 +284,9 @@ def test_far_addresses(form, where, small):
 
 def test_tiles_have_as_many_elements_as_threads():
     """Half a tile of the narrowest network: what the in-place sum of a residual block rests on."""
-    for chip, table in STACK_TILES.items():
-        lanes = 64 if chip.startswith("gfx9") or chip == "default" else 32
-        assert all(tiles.rows * 8 >= lanes * tiles.warps for tiles in table.values()), chip
+    for chip, table in TABLES.items():
+        lanes = 64 if chip.startswith("gfx") or chip == "default" else 32
+        assert all(tiles.rows * 8 >= lanes * tiles.warps for tiles in table.stack.values()), chip
 
 
 LEFT_TO_MEMORY = {
@@ -312,7 +312,7 @@ def test_what_does_not_stay_on_chip(case):
     options, dtype, chip = LEFT_TO_MEMORY[case]
     with pytest.raises(ValueError, match=rf"network: got .*→.* channels in {dtype}, .* not stay on chip on {chip}"):
         launched(stack_narrow.render, options, dtype, chip)
-    assert launched(planner.render, options, dtype, chip, inference="stack") is stack.stack_kernel
+    assert launched(dispatch.render, options, dtype, chip, inference="stack") is stack.stack_kernel
 
 
 def test_narrow_networks_stay_on_chip():
@@ -322,10 +322,10 @@ def test_narrow_networks_stay_on_chip():
         widest["gfx1100"] = 64
     for chip, width in widest.items():
         narrow = {"widths": (width,) * 3}, torch.bfloat16
-        assert launched(planner.render, *narrow, chip, inference="stack") is stack_narrow.stack_narrow_kernel
-        assert launched(planner.render, *narrow, chip) is stack_narrow.stack_narrow_kernel
+        assert launched(dispatch.render, *narrow, chip, inference="stack") is stack_narrow.stack_narrow_kernel
+        assert launched(dispatch.render, *narrow, chip) is stack_narrow.stack_narrow_kernel
     with float32_products("high"):
-        assert launched(planner.render, narrow[0], torch.float32, "sm_80") is stack_narrow.stack_narrow_kernel
+        assert launched(dispatch.render, narrow[0], torch.float32, "sm_80") is stack_narrow.stack_narrow_kernel
 
 
 # Barriers that the kernel asks for, in the order of its text. The compiler puts others before a tile's first copies,

@@ -8,11 +8,12 @@ import torch
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cips_fast import CIPSGenerator, cpu, cpu_synthesis, network_ops
+from cips_fast import CIPSGenerator
 from cips_fast import reference as ref
-from cips_fast.kernels import layered, planner
+from cips_fast.backends import cpu_layer, cpu_network, network_ops
+from cips_fast.kernels import dispatch, layered
 from cips_fast.kernels.device import standing_in
-from cips_fast.kernels.production import Recorder
+from cips_fast.kernels.report.workload import Recorder
 from cips_fast.synthesis import synthesis
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
@@ -117,7 +118,7 @@ def test_other_backends_and_chunks(backend, residual, pixel_chunk):
 def test_on_a_cpu_in_tiles(dtype, residual, shared, at_once, pixel_chunk, monkeypatch):
     """64 pixels at a time, 128 in training, as if a core's cache held no more; three dimensions, which are as two."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
-    monkeypatch.setattr(cpu, "CALL", 1 << 60 if at_once else 0)  # images go through together, or not
+    monkeypatch.setattr(cpu_layer, "CALL", 1 << 60 if at_once else 0)  # images go through together, or not
     # With so many pixels, as drawn, no tensor has far more signs flipped by rounding than in eager PyTorch.
     drawn = problem(dtype, pixels=300, residual=residual, shared=shared, dims=3, align_corners=False)
     assert_like_the_formulas(Place("cpu", "cpu", dtype), *drawn, backend="cpu", pixel_chunk=pixel_chunk)
@@ -140,7 +141,7 @@ def test_parameters_of_16_bits_on_a_cpu(dtype):
 def test_threads_may_change_between_forward_and_backward(monkeypatch):
     network, points, upstream = problem(torch.float32, pixels=400)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
-    monkeypatch.setattr(cpu, "CALL", 0)
+    monkeypatch.setattr(cpu_layer, "CALL", 0)
     rgb = synthesis(network.with_tensors([t.requires_grad_() for t in network.tensors()]), *points, backend="cpu")
     wanted = torch.autograd.grad(rgb, network.tensors(), upstream, retain_graph=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -154,7 +155,7 @@ def test_a_cpu_has_a_tile_for_every_thread(monkeypatch):
     lengths = []
     for threads in (1, 2, 8):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        lengths.append([tile.stop - tile.start for tile in cpu_synthesis.tiles(network, 1500, torch.float32)])
+        lengths.append([tile.stop - tile.start for tile in cpu_network.tiles(network, 1500, torch.float32)])
     assert lengths == [[1500], [750, 750], [256] * 5 + [220]]
 
 
@@ -449,7 +450,7 @@ def test_the_way_is_the_table_s_unless_asked_for(monkeypatch):
     def way(pixels, architecture, residual=False):
         made = draw_network(torch.Generator(), batch=1, widths=(512,) * 3, residual=residual, dtype=torch.float32)
         with standing_in(Recorder(architecture)):
-            return planner.way(made, torch.empty(1, pixels, 2, device="meta"), None, torch.bfloat16)
+            return dispatch.way(made, torch.empty(1, pixels, 2, device="meta"), None, torch.bfloat16)
 
     assert way(65536, "sm_90") == "stack"
     assert way(4096, "sm_90") == "layered"  # 32 tiles for 132 processors
@@ -459,7 +460,7 @@ def test_the_way_is_the_table_s_unless_asked_for(monkeypatch):
     assert way(65536, "sm_90") == "layered"
     monkeypatch.setenv("CIPS_FAST_INFERENCE", "quick")
     with standing_in(Recorder("sm_90")), pytest.raises(ValueError, match="got 'quick', may be 'auto', 'stack'"):
-        planner.render(network, torch.empty(1, 4, 2, device="meta"), dtype=torch.float16)
+        dispatch.render(network, torch.empty(1, 4, 2, device="meta"), dtype=torch.float16)
 
 
 def test_bad_arguments_are_named():

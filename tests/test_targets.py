@@ -11,9 +11,9 @@ import pytest
 import torch
 import triton
 
-from cips_fast.kernels.compile import Resources, compile_call, resources
-from cips_fast.kernels.launch import CHIPS
-from cips_fast.kernels.production import production_calls
+from cips_fast.kernels.chips import TARGETS, chip_of
+from cips_fast.kernels.report.compile import Resources, compile_call, resources
+from cips_fast.kernels.report.workload import production_calls
 
 # Multiplying instructions of the inner loop, and 16-byte copies to shared memory that do not pass through registers.
 MULTIPLY = {
@@ -25,11 +25,9 @@ MULTIPLY = {
     "gfx942": "v_mfma_f32",
     "gfx1100": "v_wmma_f32",
 }
-TARGETS = list(MULTIPLY)
 COPY = {target: "LDGSTS.E.BYPASS" for target in TARGETS if target.startswith("sm_")}
-# Registers a thread, and what a chip without an entry in the table may have.
+# Registers a thread.
 REGISTERS = {"sm": 255, "gfx942": 512, "gfx1100": 256}
-SHARED = {target: CHIPS[target].shared if target in CHIPS else 64 << 10 for target in TARGETS}
 
 
 def compile_one(job: tuple[str, int]) -> tuple[str, dict, bool, Resources]:
@@ -67,7 +65,7 @@ def test_nothing_spills_and_everything_fits(compiled, target):
         where = f"{name} {constants} on {target} by Triton {triton.__version__}"
         assert used.stack == 0, f"{where}: {used.stack} bytes of stack"
         assert used.registers <= limit, f"{where}: {used.registers} registers"
-        assert used.shared <= SHARED[target], f"{where}: {used.shared} bytes of shared memory"
+        assert used.shared <= chip_of(target).program_shared, f"{where}: {used.shared} bytes of shared memory"
 
 
 @pytest.mark.parametrize("target", TARGETS)

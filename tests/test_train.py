@@ -17,7 +17,7 @@ from cips_fast.kernels.device import standing_in
 from cips_fast.train import loop, plot
 from cips_fast.train.__main__ import main
 from cips_fast.train.config import OptionError, parse, resolve
-from cips_fast.train.data import Patches
+from cips_fast.train.data.patches import Patches
 from cips_fast.train.losses import ema_decay, gradient_penalty
 from cips_fast.train.run_folder import RunFolder
 from cips_fast.train.signals import StopRequest
@@ -290,7 +290,7 @@ def test_shares_with_few_digits_are_taken():
 
 
 def test_training_does_not_wait_for_landscapes_that_are_cached(tmp_path, monkeypatch, capsys):
-    from cips_fast.train.landscapes import LandscapeSource
+    from cips_fast.train.data.landscapes import LandscapeSource
 
     class Drawing:
         total, running, done = 4700, True, 0

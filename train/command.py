@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from cips_fast.console import prepare_streams
 
 from .config import OptionError, Options, parse
+from .data.images import DataError
+from .data.sources import open_source
 from .dry_run import describe
 from .failure import FAILED, RunFailure
-from .images import DataError
 from .loop import run
 from .output import complain, say
 from .run_folder import RunFolder
 from .signals import abandoning
-from .sources import open_source
 
 
 def run_command(argv: Sequence[str] | None = None) -> int:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from cips_fast.backends.choice import BACKENDS, resolve_backend
 from cips_fast.checks import shown
-from cips_fast.functional import BACKENDS, resolve_backend
+from cips_fast.files.images import reason_of
 from cips_fast.generator import ACTIVATIONS, VARIANTS
-from cips_fast.images import reason_of
-from cips_fast.kernels.launch import native_half
+from cips_fast.hardware import native_half
 from cips_fast.modules import GEOMETRIES, LARGEST_FREQUENCY, MOST_CELLS, MOST_MAPPING_LAYERS
 
 from .presets import MAX_CROP, NAMED_DATA, PRESETS

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from .config import OptionError, Options, to_dict
+from .data.sources import check_source
 from .memory import memory_bytes
 from .run_folder import KEPT_CHECKPOINTS
-from .sources import check_source
 from .trainer import make_discriminator, make_generator
 
 # Of a weight: itself, its gradient, Adam's two moments; and the average for the generator.

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from cips_fast.command_line import is_out_of_memory
 
 from .config import Options
-from .data import Patches
+from .data.images import ImageSource
+from .data.patches import Patches
 from .failure import FAILED, RunFailure
-from .images import ImageSource
 from .output import is_terminal, say, say_in_handler, warn
 from .progress import Clock
 from .resume import find, settle

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cips_fast import CIPSGenerator, render
-from cips_fast.pictures import sheet, to_pixels
+from cips_fast.files.pictures import sheet, to_pixels
 
 COUNT = 15
 COLUMNS = {"plane": 5, "cylinder": 3}

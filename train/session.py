@@ -9,7 +9,7 @@ import torch
 from cips_fast.command_line import is_out_of_memory
 
 from .config import Options
-from .data import Patches
+from .data.patches import Patches
 from .failure import DIVERGED, FAILED, RunFailure
 from .finite import NotFinite
 from .memory import peak_memory_mib

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cips_fast.atomic import write_whole
+from cips_fast.files.atomic import write_whole
 
 
 def append_record(file: Path, record: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ import torch
 
 from .. import checkpoint, export, published
 from ..generator import CIPSGenerator
-from .common import CommandError, add_source, check_writable, open_generator, say
+from ._options import CommandError, add_source, check_writable, open_generator, say
 
 HELP = "turn a checkpoint into ours, a published one, ONNX or torch.export"
 

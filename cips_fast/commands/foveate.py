@@ -16,12 +16,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .. import pictures
 from ..anytime import progressive
 from ..command_line import number, numbers
+from ..files import pictures
 from ..foveation import Foveated, cortical, foveate
 from ..render import Renderer
-from .common import (
+from ._options import (
     CommandError,
     add_latents,
     add_out,
@@ -35,7 +35,7 @@ from .common import (
     say,
     writable,
 )
-from .output import check_format
+from ._output import check_format
 
 HELP = "few pixels, most of them where one looks; or an image from coarse to fine"
 LESS_MEMORY = ": use a smaller --size; all of the picture is held in memory"

@@ -23,16 +23,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import pictures, walks
+from .. import walks
 from ..command_line import numbers, whole_number
 from ..console import complain
+from ..files import pictures
+from ..files.movie import LIMITS, SLOWEST, Movie
 from ..generator import CIPSGenerator
 from ..grids import Region
-from ..movie import LIMITS, SLOWEST, Movie
 from ..render import Renderer, check_region
-from . import common
-from .common import CommandError, options_named
-from .output import check_format
+from . import _options
+from ._options import CommandError, options_named
+from ._output import check_format
 
 HELP = "walks from seed to seed, zooms and pans as a movie; styles mixed"
 WALK_SEEDS, CAMERA_SEEDS, MIX_SEEDS = list(range(8)), [0], list(range(4))
@@ -49,11 +50,11 @@ LESS_MEMORY = ": use a smaller --size, fewer --seconds, or an .mp4, which is enc
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    common.add_source(parser)
-    common.add_latents(parser, default="0-7")
+    _options.add_source(parser)
+    _options.add_latents(parser, default="0-7")
     parser.set_defaults(seeds=None)  # which to take depends on what is asked for
-    common.add_view(parser)
-    common.add_out(parser, "walk.mp4", f"{', '.join(LIMITS)}; with --mix a picture, mix.png if not given")
+    _options.add_view(parser)
+    _options.add_out(parser, "walk.mp4", f"{', '.join(LIMITS)}; with --mix a picture, mix.png if not given")
     parser.set_defaults(out=None)
     add = parser.add_argument
     add("--kind", choices=walks.KINDS, default="spline", help="of walk (%(default)s)")
@@ -63,14 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--zoom", type=float, metavar="FACTOR", help="magnify up to this, at constant speed")
     modes.add_argument(
-        *("--pan",), type=numbers(2, common.FARTHEST), metavar="X,Y",
+        *("--pan",), type=numbers(2, _options.FARTHEST), metavar="X,Y",
         help="move the view by this; 2 is the whole width",
     )  # fmt: skip
     modes.add_argument(
-        *("--mix",), type=common.parse_seeds, metavar="N-M,K", help="picture of --seeds mixed with these seeds"
+        *("--mix",), type=_options.parse_seeds, metavar="N-M,K", help="picture of --seeds mixed with these seeds"
     )
     add(
-        *("--center",), type=numbers(2, common.FARTHEST), metavar="X,Y",
+        *("--center",), type=numbers(2, _options.FARTHEST), metavar="X,Y",
         help="where a zoom leads (default: the middle)",
     )  # fmt: skip
     add(
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the movie or the picture."""
     _check(args)
     args.out = args.out or Path("mix.png" if args.mix else "walk.mp4")
-    generator = common.open_generator(args)
+    generator = _options.open_generator(args)
     return _mix(args, generator) if args.mix else _film(args, generator)
 
 
@@ -123,9 +124,9 @@ class _View:
     @classmethod
     def of(cls, args: argparse.Namespace, generator: CIPSGenerator, closest: float = 1.0) -> "_View":
         """What the arguments of `common.add_view` ask for; `closest`: how much a camera magnifies `--region`."""
-        width, height = args.size or common.native_size(generator)
-        generator = common.with_embedding(args, generator, height, max(closest, 1))
-        return cls(generator, height, width, common.PRECISIONS[args.precision])
+        width, height = args.size or _options.native_size(generator)
+        generator = _options.with_embedding(args, generator, height, max(closest, 1))
+        return cls(generator, height, width, _options.PRECISIONS[args.precision])
 
     def pixels(self, w: Tensor, region: Region) -> np.ndarray:
         """uint8 [height, width, 3] of a latent [S] or [num_layers, S]."""
@@ -148,12 +149,12 @@ def _film(args: argparse.Namespace, generator: CIPSGenerator) -> int:
             check_region(region, generator.geometry)
         w = _walked(args, generator, frames)
         view = _View.of(args, generator, closest=args.zoom or 1.0)
-    with common.writable(args.out):
+    with _options.writable(args.out):
         with _options_named(args):
             movie = Movie(args.out, args.fps, view.height, view.width)
         _add_all(args, movie, view, list(zip(w, regions, strict=True)))
     size = {"width": view.width, "height": view.height}
-    common.say({"file": str(args.out)} | size | chosen | {"frames": frames, "fps": args.fps})
+    _options.say({"file": str(args.out)} | size | chosen | {"frames": frames, "fps": args.fps})
     return 0
 
 
@@ -164,7 +165,7 @@ def _add_all(args: argparse.Namespace, movie: Movie, view: _View, frames: list[t
             for style, region in tqdm(frames, unit="frame", leave=False, disable=None):
                 movie.add(view.pixels(style, region))
     except OSError as error:
-        raise common.not_written(args.out, error) from None
+        raise _options.not_written(args.out, error) from None
     except KeyboardInterrupt:
         if movie.left:
             complain(f"stopped: {movie.frames} of {len(frames)} frames are in {movie.partial}")
@@ -174,12 +175,12 @@ def _add_all(args: argparse.Namespace, movie: Movie, view: _View, frames: list[t
 def _walked(args: argparse.Namespace, generator: CIPSGenerator, frames: int) -> Tensor:
     """Style latents of all frames, [F, S] or [F, num_layers, S]."""
     if args.kind == "spherical" and len(args.seeds) > 1 and not args.latents:
-        z = walks.walk(common.latents(args.seeds, generator), frames, args.kind, closed=args.loop)
+        z = walks.walk(_options.latents(args.seeds, generator), frames, args.kind, closed=args.loop)
         with torch.no_grad():
             return generator.truncate(generator.mapping(z), args.truncation)
     if args.kind == "spherical" and args.latents:
         raise CommandError("--kind: got spherical, which leads between seeds, not between --latents")
-    keys = common.chosen_latents(args, generator)
+    keys = _options.chosen_latents(args, generator)
     if len(keys) == 1:
         return keys.expand(frames, *keys.shape[1:])
     return walks.walk(keys.flatten(1), frames, args.kind, closed=args.loop).unflatten(1, keys.shape[1:])
@@ -209,20 +210,20 @@ def _mix(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     tops, lefts = _places(len(seeds) + 1, view.height), _places(len(args.mix) + 1, view.width)
     height, width = tops[-1] + view.height, lefts[-1] + view.width
     check_format(args, args.out, height, width, in_memory=True)
-    rows, columns = (common.seeds_latents(args, generator, group) for group in (seeds, args.mix))
+    rows, columns = (_options.seeds_latents(args, generator, group) for group in (seeds, args.mix))
     with _options_named(args):
         matrix = walks.mixing(generator, rows, columns, crossover)  # [R, C, L, S]
         check_region(args.region, generator.geometry)
     latents = [*columns, *(w for row, mixed in zip(rows, matrix, strict=True) for w in (row, *mixed))]
     corners = list(itertools.product(tops, lefts))[1:]  # the first stays white
-    with common.writable(args.out):
+    with _options.writable(args.out):
         table = np.full((height, width, 3), 255, np.uint8)
         with _shown_region(), tqdm(latents, unit="picture", leave=False, disable=None) as bar:
             for (top, left), w in zip(corners, bar, strict=True):
                 table[top : top + view.height, left : left + view.width] = view.pixels(w, args.region)
-        common.save_picture(args.out, table)
+        _options.save_picture(args.out, table)
     size = {"width": width, "height": height}
-    common.say({"file": str(args.out)} | size | {"seeds": seeds, "mix": args.mix, "crossover": crossover})
+    _options.say({"file": str(args.out)} | size | {"seeds": seeds, "mix": args.mix, "crossover": crossover})
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..generator import CIPSGenerator
 from ..panorama import Panorama, seam
 from ..render import Picture, Renderer
-from .common import (
+from ._options import (
     PRECISIONS,
     CommandError,
     add_out,
@@ -26,7 +26,7 @@ from .common import (
     say,
     seeds_latents,
 )
-from .output import write_picture
+from ._output import write_picture
 
 HELP = "360-degree panoramas, of a cylinder's generator or of blended latents"
 LESS_MEMORY = ": use a smaller --size, or a .tif, whose memory does not grow with its size"

@@ -18,15 +18,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import pictures
-from ..atomic import write_whole
 from ..checkpoint import write_tensors
 from ..command_line import number, whole_number
 from ..console import complain
+from ..files import pictures
+from ..files.atomic import write_whole
+from ..files.images import FORMATS, UNREADABLE, read_rgb, reason_of
 from ..generator import CIPSGenerator
-from ..images import FORMATS, UNREADABLE, read_rgb, reason_of
 from ..inversion import LARGEST_SEED, SPACES, Projection, Stopped, project
-from .common import (
+from ._options import (
     CommandError,
     add_out,
     add_region,

@@ -10,10 +10,10 @@ import math
 import os
 from pathlib import Path
 
-from .. import pictures
 from ..command_line import whole_number
+from ..files import pictures
 from ..render import Renderer
-from .common import (
+from ._options import (
     add_latents,
     add_out,
     add_source,
@@ -25,7 +25,7 @@ from .common import (
     say,
     writable,
 )
-from .output import check_format, render_pixels, write_picture
+from ._output import check_format, render_pixels, write_picture
 
 HELP = "images of latents: grids or single files, any size and region"
 LESS_MEMORY = ": use a smaller --size, or a .tif of one picture, whose memory does not grow with its size"

@@ -1,0 +1,1 @@
+"""How the operations of `functional` and `synthesis` are computed, and which way serves given tensors."""

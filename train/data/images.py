@@ -1,0 +1,63 @@
+"""What all image sources share: the protocol, the error, and the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cips_fast.files.images import FORMATS, UNREADABLE, decode_image
+from cips_fast.kernels.autotune import cache_folder
+
+__all__ = ["FORMATS", "UNREADABLE", "DataError", "ImageSource", "cache_root", "check_index", "decode_image"]
+
+
+class DataError(ValueError):
+    """Images that cannot be used as asked; the message says in one line what was got and what it may be."""
+
+
+class ImageSource(Protocol):
+    """A fixed list of RGB images, square ones or panoramas. Picklable, and usable from DataLoader workers.
+
+    Attributes:
+        name: short name for logs and file names.
+        resolution: height R of every image in pixels, and its width, or half of it if they are panoramas.
+    """
+
+    name: str
+    resolution: int
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> np.ndarray:
+        """Image `index` of 0 … len - 1: uint8 [R, R|2R, 3], RGB in 0 … 255, C-contiguous, writable, the caller's own.
+
+        Raises:
+            IndexError: index < 0 or index ≥ len.
+        """
+        ...
+
+
+def cache_root(cache_dir: Path | None = None) -> Path | None:
+    """The cache folder: `cache_dir`, else the package's own; None where the user has no home folder to hold one."""
+    try:
+        return Path(cache_dir).expanduser().absolute() if cache_dir else cache_folder()
+    except (OSError, RuntimeError):
+        return None
+
+
+def remove_stale(folder: Path, seconds: float) -> None:
+    """Remove the `*.tmp` files that killed processes left in `folder`; younger ones may still be in the writing."""
+    for temp in folder.glob("*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - temp.stat().st_mtime > seconds:
+                temp.unlink()
+
+
+def check_index(index: int, length: int) -> None:
+    """Raise IndexError unless 0 ≤ index < length."""
+    if not 0 <= index < length:
+        raise IndexError(f"image {index} of {length}: the index must be in 0 … {length - 1}")
