@@ -18,6 +18,8 @@ pytest.importorskip("triton", reason="Triton is not available here")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton compiles nothing while TRITON_INTERPRET is set", allow_module_level=True)
 
+from cips_fast.kernels.tiles import triton_version
+
 from .ptx import BadArguments, Memory, Misaligned, OutOfBounds, Program, Traffic
 from .ptx.cases import elementwise, exchange, linear, numbers, softmax, tensors
 
@@ -75,7 +77,7 @@ FAULTS = {
     "no wait for tensor loads": (partial(tensors, "bf16", False), PHASE_WAIT, "", {"mode": "lazy"}, "BarrierMisuse"),
     "no wait for tensor stores": (
         partial(tensors, "bf16", False),
-        r"cp\.async\.bulk\.wait_group\s+\d+;",
+        r"cp\.async\.bulk\.wait_group(\.read)?\s+\d+;",
         "",
         {"mode": "lazy"},
         "unwritten",
@@ -178,10 +180,15 @@ def test_missing_barrier_shows_when_warps_run_one_at_a_time(make):
 
 
 def test_every_barrier_of_the_softmax_is_needed():
+    """All but the first of the five that Triton before 3.8 makes: it guards a maximum over what the warps have found.
+
+    Taken too early, the maximum is one of fewer numbers, since it passes over the poison of unwritten memory. A softmax
+    is right whatever is subtracted from its exponents.
+    """
     ptx = softmax(80, "bf16").ptx
-    places = [match.span() for match in re.finditer(BARRIER, ptx)]
-    assert len(places) >= 2
-    for start, end in places:
+    barriers = [match.span() for match in re.finditer(BARRIER, ptx)]
+    assert len(barriers) == (5 if triton_version() < (3, 8) else 3)
+    for start, end in barriers[1:] if len(barriers) == 5 else barriers:
         outcomes = {softmax(80, "bf16").outcome(ptx[:start] + ptx[end:], order=seed) for seed in range(6)}
         assert "wrong" in outcomes
 
