@@ -17,7 +17,8 @@ from .emulator import EmulatedGPU
 from .layers import off_the_kink
 from .test_pixel_styles import check_kernel as check_pixel_styles
 
-pytestmark = pytest.mark.usefixtures("poison")
+# Most of the time of a case is compilation. In the quick tier an architecture has one dtype, in all modes.
+pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.exhaustive("sm_80-*-bf16*", "sm_90-*-fp16*")]
 
 ARCHITECTURES = ["sm_80", "sm_90"]
 MODES = ["lazy", "eager", "crossed"]
@@ -85,6 +86,7 @@ def test_colours(gpu, dtype):
     check_layer((2, 130, 80, 3), dtype, activation="linear", demodulate=False)
 
 
+@pytest.mark.exhaustive("high-sm_80", "highest-sm_90")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("setting", ["highest", "high"])
 def test_float32_layer_as_pytorch_is_set(architecture, setting):
@@ -157,6 +159,7 @@ def test_encoding_and_its_gradients(gpu, dtype, dims):
         assert (ours.double() - truth).norm() <= 1e-5 * truth.norm()
 
 
+@pytest.mark.exhaustive("1-*")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_warps_in_any_order_give_the_same_bits(architecture, seed):
