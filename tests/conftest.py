@@ -53,12 +53,13 @@ def pytest_addoption(parser):
 def pytest_cmdline_main(config):
     """Run the whole suite on all cores, as `-n auto --dist worksteal` does, where pytest-xdist is installed.
 
-    A run of named files or folders, such as the benchmarks, stays in one process, and so does one with `-n 0`.
+    One process runs what is selected by a file, a folder or -k, what is debugged, and everything with `-n 0`.
     """
     options = config.option
-    is_whole = config.args_source is config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
-    told_otherwise = options.usepdb or options.collectonly or getattr(options, "benchmark_only", False)
-    if is_whole and not told_otherwise and getattr(options, "numprocesses", 0) is None:
+    is_worker = hasattr(config, "workerinput")
+    is_whole = config.args_source is config.ArgsSource.TESTPATHS and not (options.keyword or options.markexpr)
+    is_serial = options.usepdb or options.collectonly or getattr(options, "benchmark_only", False)
+    if is_whole and not is_serial and not is_worker and getattr(options, "numprocesses", 0) is None:
         workers = min(config.hook.pytest_xdist_auto_num_workers(config=config), MOST_WORKERS)
         options.numprocesses, options.dist = workers, "worksteal"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
