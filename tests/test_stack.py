@@ -110,6 +110,7 @@ def test_networks_of_drawn_shapes(form, place, data):
     check(form, place.dtype, widths=widths, residual=residual, **{name: data.draw(s) for name, s in options.items()})
 
 
+@pytest.mark.exhaustive("interpreter-float16")
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_a_program_renders_tile_after_tile(place, monkeypatch):
     options = {"device": place.device, "pixels": 130, "residual": True, "widths": (40, 40, 40, 24, 24)}
@@ -166,7 +167,7 @@ def executed(name, architecture):
     return form, {"channels": 32, "batch": 1, "pixels": pixels, **options}
 
 
-@pytest.mark.exhaustive("sm_80-*-bf16-*", "sm_90-*-fp16-*")
+@pytest.mark.exhaustive("sm_80-*", "*-fp16-*")
 @pytest.mark.parametrize("name", EXECUTED)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("mode", ["lazy", "eager", "crossed"])

@@ -202,6 +202,7 @@ def test_second_derivatives_are_those_of_the_formulas(place, residual):
     assert_as_accurate(got, second(ref.synthesis_ref, torch.float32), wanted, torch.float32)
 
 
+@pytest.mark.exhaustive("*-sm_80-*")
 @pytest.mark.parametrize("mode", ["lazy", "eager", "crossed"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
@@ -214,6 +215,7 @@ def test_executed(architecture, mode, widths, residual, chunks_of_8, poison):
         assert_like_the_formulas(EMULATED, *drawn, pixel_chunk=13)
 
 
+@pytest.mark.exhaustive("sm_80")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_equal_bits_in_any_order_of_warps_and_blocks(architecture, chunks_of_8):
     network, points, upstream = problem(torch.bfloat16, channels=16, widths=(32, 32, 32))
