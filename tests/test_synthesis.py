@@ -72,6 +72,7 @@ def assert_like_the_formulas(place, network, points, upstream, *, backend="trito
     return got
 
 
+@pytest.mark.exhaustive("shared-interpreter-float16", "own-interpreter-float16")
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 @pytest.mark.parametrize(
     ("shared", "residual"), [(True, False), (False, False), (True, True)], ids=["shared", "own", "res"]
@@ -81,11 +82,13 @@ def test_value_and_gradients(place, shared, residual, chunks_of_8):
     assert_like_the_formulas(place, *problem(place.dtype, shared=shared, residual=residual, pixels=pixels))
 
 
+@pytest.mark.exhaustive("interpreter-float16")
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_value_and_gradients_in_three_dimensions(place):
     assert_like_the_formulas(place, *problem(place.dtype, dims=3, align_corners=False), pixel_chunk=16)
 
 
+@pytest.mark.exhaustive("*-1-False", "*-7-False", "*-21-False")
 @pytest.mark.parametrize(
     ("pixel_chunk", "residual"), [(1, False), (7, False), (7, True), (PIXELS, False), (PIXELS + 1, False)]
 )
