@@ -66,7 +66,7 @@ def pytest_cmdline_main(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    wanted = config.getoption("exhaustive")
+    wanted = config.getoption("exhaustive", default=False)
     tiers = {True: [], False: []}
     for item in items:
         tiers[_is_exhaustive(item)].append(item)
