@@ -5,6 +5,7 @@ import importlib.util
 import multiprocessing
 import os
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from cips_fast.kernels.device import interpreter_refusal, standing_in
 from .interpreter import Interpreter
 from .places import Place
 
+# A worker takes 1 to 2 GiB of memory.
+MOST_WORKERS = 8
 # Versions of PyTorch that ask for it do so when it is too late to be given.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Tests that import a missing one of these packages, themselves or through what they test, are skipped by its name.
@@ -36,6 +39,48 @@ def _missing_package(error: BaseException | None) -> str | None:
             return package if package in MISSING else None
         error = error.__cause__
     return None
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="tests and cases that are marked exhaustive, and only these, in place of all others (default: the others)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Run the whole suite on all cores, as `-n auto --dist worksteal` does, where pytest-xdist is installed.
+
+    One process runs what is selected by a file, a folder or -k, what is debugged, and everything with `-n 0`.
+    """
+    options = config.option
+    is_worker = hasattr(config, "workerinput")
+    is_whole = config.args_source is config.ArgsSource.TESTPATHS and not (options.keyword or options.markexpr)
+    is_serial = options.usepdb or options.collectonly or getattr(options, "benchmark_only", False)
+    if is_whole and not is_serial and not is_worker and getattr(options, "numprocesses", 0) is None:
+        workers = min(config.hook.pytest_xdist_auto_num_workers(config=config), MOST_WORKERS)
+        options.numprocesses, options.dist = workers, "worksteal"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("exhaustive", default=False)
+    tiers = {True: [], False: []}
+    for item in items:
+        tiers[_is_exhaustive(item)].append(item)
+    items[:] = tiers[wanted]
+    config.hook.pytest_deselected(items=tiers[not wanted])
+
+
+def _is_exhaustive(item) -> bool:
+    """Whether a test is marked `exhaustive`, or `exhaustive(*patterns)` and the id of its parameters fits one."""
+    parameters = item.callspec.id if hasattr(item, "callspec") else ""
+    return any(
+        not mark.args or any(fnmatchcase(parameters, pattern) for pattern in mark.args)
+        for mark in item.iter_markers("exhaustive")
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -97,6 +142,15 @@ def interpreter():
     interpreter = Interpreter()
     yield interpreter
     interpreter.close()
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads for PyTorch's operations, however many there are outside of the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ Compared are bytes that instructions ask for, where several threads that ask for
 threads hold an element of a small tile is the compiler's choice and no property of the kernel.
 """
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -101,29 +103,50 @@ def run_stack(residual, device="cpu", form=stack):
     form.render(network, at[None].clone(), at[None], dtype=torch.bfloat16)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def executed(request):
-    """Every kernel, executed."""
-    with standing_in(EmulatedGPU(request.param)) as gpu:
-        for shape in SHAPES:
-            run_layer(*shape)
-            run_pixel_styles(*shape, 2)
-        run_layer_on_shared_pixels(2, 130, 80, 96)
-        mod_fc_bwd.mod_fc_wgrad(half(1, 8 * 64 * 2 + 7, 24), half(1, 8 * 64 * 2 + 7, 33))  # pixels in two splits
-        run_modulation(2, 80, 272)
-        run_encoding(150, dims=2)
-        run_encoding(24, dims=3)
-        run_stack(residual=False)
-        run_stack(residual=True)
-        run_stack(residual=False, form=stack_narrow)
-        points = 1100  # in two splits
-        fourier.fourier_bwd_freq(half(points, 8), torch.ones(points, 2), torch.ones(8, 2), torch.ones(8))
+def run_layers():
+    for shape in SHAPES:
+        run_layer(*shape)
+    run_layer_on_shared_pixels(2, 130, 80, 96)
+    mod_fc_bwd.mod_fc_wgrad(half(1, 8 * 64 * 2 + 7, 24), half(1, 8 * 64 * 2 + 7, 33))  # pixels in two splits
+
+
+def run_encodings():
+    run_encoding(150, dims=2)
+    run_encoding(24, dims=3)
+    points = 1100  # in two splits
+    fourier.fourier_bwd_freq(half(points, 8), torch.ones(points, 2), torch.ones(8, 2), torch.ones(8))
+
+
+# What launches a kernel, by the first words of its name.
+RUNS = {
+    "mod_fc_mixed": lambda: [run_pixel_styles(*shape, 2) for shape in SHAPES],
+    "mod_fc": run_layers,
+    "modulate": lambda: run_modulation(2, 80, 272),
+    "fourier": run_encodings,
+    "embedding": run_encodings,
+    "stack_narrow": lambda: run_stack(residual=False, form=stack_narrow),
+    "stack": lambda: [run_stack(residual) for residual in (False, True)],
+}
+
+
+@cache
+def execute(architecture, run):
+    with standing_in(EmulatedGPU(architecture)) as gpu:
+        run()
     return gpu
 
 
+def executed(architecture, kernel):
+    """The launches of a kernel, and the traffic of each."""
+    gpu = execute(architecture, next(run for words, run in RUNS.items() if kernel.startswith(words)))
+    return [(c, t) for c, t in zip(gpu.calls, gpu.traffic, strict=True) if c.kernel.fn.__name__ == kernel]
+
+
+@pytest.mark.exhaustive("sm_80-*")
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_bytes_are_those_of_the_model(executed, kernel):
-    launches = [(c, t) for c, t in zip(executed.calls, executed.traffic, strict=True) if c.kernel.fn.__name__ == kernel]
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bytes_are_those_of_the_model(architecture, kernel):
+    launches = executed(architecture, kernel)
     assert launches
     for call, traffic in launches:
         modelled = cost(call)
@@ -138,24 +161,32 @@ def test_bytes_are_those_of_the_model(executed, kernel):
         assert {name: b.once for name, b in modelled.stores.items()} == seen("distinct_stored")
 
 
-def test_the_cases_reach_what_the_model_tells_apart(executed):
-    def has(kernel, holds):
-        return any(holds(c) for c in executed.calls if c.kernel.fn.__name__ == f"{kernel}_kernel")
-
-    assert has("mod_fc_wgrad", lambda c: c.grid[1] > 1)
-    assert has("mod_fc_wgrad", lambda c: c.constants["ADD"])
-    assert has("embedding_bwd_table", lambda c: c.constants["ADD"])
-    assert has("fourier_bwd_freq", lambda c: c.grid[1] > 1)
-    assert has("mod_fc_dgrad", lambda c: c.constants["SUM_B"])
-    assert has("mod_fc_fwd", lambda c: c.arguments["x_ptr"].shape[0] < c.arguments["w_ptr"].shape[0])
+REACHED = {
+    "wgrad in splits": ("mod_fc_wgrad", lambda c: c.grid[1] > 1),
+    "wgrad that adds": ("mod_fc_wgrad", lambda c: c.constants["ADD"]),
+    "table gradient that adds": ("embedding_bwd_table", lambda c: c.constants["ADD"]),
+    "frequency gradient in splits": ("fourier_bwd_freq", lambda c: c.grid[1] > 1),
+    "dgrad with sums": ("mod_fc_dgrad", lambda c: c.constants["SUM_B"]),
+    "shared pixels": ("mod_fc_fwd", lambda c: c.arguments["x_ptr"].shape[0] < c.arguments["w_ptr"].shape[0]),
+}
 
 
+@pytest.mark.exhaustive("sm_80-*")
+@pytest.mark.parametrize("case", REACHED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_launches_reach_what_the_model_tells_apart(architecture, case):
+    kernel, holds = REACHED[case]
+    assert any(holds(call) for call, _ in executed(architecture, f"{kernel}_kernel"))
+
+
+@pytest.mark.exhaustive("sm_80-*")
 @pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
-def test_steps_without_memory_are_those_of_a_network_of_one_width(executed, residual):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_steps_without_memory_are_those_of_a_network_of_one_width(architecture, residual):
     """All but the table's read, of which the points decide."""
-    with standing_in(Recorder(executed.architecture)) as recorder:
+    with standing_in(Recorder(architecture)) as recorder:
         run_stack(residual, "meta")
-    wanted = [c for c in executed.calls if c.kernel.fn.__name__ == "stack_kernel"][residual]
+    wanted, _ = executed(architecture, "stack_kernel")[residual]
     got, wanted = cost(recorder.calls[-1]), cost(wanted)
     assert (got.flop, got.stores) == (wanted.flop, wanted.stores)
     assert {**got.loads, "table_ptr": None} == {**wanted.loads, "table_ptr": None}

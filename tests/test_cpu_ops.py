@@ -15,6 +15,7 @@ from .places import Place
 from .test_fourier import check_encoding, encoding_inputs
 from .test_fourier import check_second_derivatives as check_encoding_twice
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 PLACES = {"fp32": Place("cpu", "cpu", torch.float32), "bf16": Place("cpu", "cpu", torch.bfloat16)}
 SHAPES = [(1, 1, 1, 1), (2, 65, 33, 3), (3, 7, 100, 64), (1, 129, 16, 48), (2, 1, 20, 5)]
 IDS = [f"B{b}-P{p}-I{i}-O{o}" for b, p, i, o in SHAPES]

@@ -17,7 +17,9 @@ from .emulator import EmulatedGPU
 from .layers import off_the_kink
 from .test_pixel_styles import check_kernel as check_pixel_styles
 
-pytestmark = pytest.mark.usefixtures("poison")
+# Most of the time of a case is compilation. In the quick tier an architecture has one dtype, in all modes; what is not
+# a plain layer runs on sm_90 alone.
+pytestmark = [pytest.mark.usefixtures("poison"), pytest.mark.exhaustive("sm_80-*-bf16*", "sm_90-*-fp16*")]
 
 ARCHITECTURES = ["sm_80", "sm_90"]
 MODES = ["lazy", "eager", "crossed"]
@@ -69,6 +71,7 @@ def test_layer_and_its_gradients(gpu, dtype, shape):
     check_layer(shape, dtype)
 
 
+@pytest.mark.exhaustive("sm_80-*")
 def test_gradients_whose_pixels_are_split(gpu, dtype):
     pixels = 8 * 64 * 2 + 7
     splits = pixels // (8 * gemm_tiles("wgrad", (24, 33, pixels), dtype, gpu.architecture).depth)
@@ -77,14 +80,17 @@ def test_gradients_whose_pixels_are_split(gpu, dtype):
     assert any(call.grid[1:] == (splits,) for call in gpu.calls)
 
 
+@pytest.mark.exhaustive("sm_80-*")
 def test_layer_on_shared_pixels(gpu, dtype):
     check_layer((2, 130, 80, 96), dtype, shared=True)
 
 
+@pytest.mark.exhaustive("sm_80-*")
 def test_colours(gpu, dtype):
     check_layer((2, 130, 80, 3), dtype, activation="linear", demodulate=False)
 
 
+@pytest.mark.exhaustive("high-sm_80", "highest-sm_90")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("setting", ["highest", "high"])
 def test_float32_layer_as_pytorch_is_set(architecture, setting):
@@ -102,6 +108,7 @@ def test_float32_layer_as_pytorch_is_set(architecture, setting):
         assert_as_accurate(got, halves, wanted, torch.float16)
 
 
+@pytest.mark.exhaustive("sm_80-*")
 def test_work_of_the_neighbours_in_the_epilogues(gpu, dtype):
     from cips_fast.kernels.mod_fc import mod_fc_fwd
     from cips_fast.kernels.mod_fc_bwd import mod_fc_dgrad
@@ -125,11 +132,13 @@ def test_work_of_the_neighbours_in_the_epilogues(gpu, dtype):
     assert_as_accurate([y, parts.sum(0), dx, sums.sum(0)], formula(*tensors, drgb), wanted, dtype)
 
 
+@pytest.mark.exhaustive("sm_80-*")
 @pytest.mark.parametrize("shape", [(1, 130, 80, 272, 2), (2, 65, 33, 24, 3)], ids=str)
 def test_layer_of_pixel_styles(gpu, dtype, shape):
     check_pixel_styles(shape, "cpu", dtype)
 
 
+@pytest.mark.exhaustive("sm_80-*")
 @pytest.mark.parametrize("dims", [2, 3])
 def test_encoding_and_its_gradients(gpu, dtype, dims):
     rng = torch.Generator().manual_seed(2)
@@ -157,6 +166,7 @@ def test_encoding_and_its_gradients(gpu, dtype, dims):
         assert (ours.double() - truth).norm() <= 1e-5 * truth.norm()
 
 
+@pytest.mark.exhaustive("1-*")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_warps_in_any_order_give_the_same_bits(architecture, seed):
@@ -168,6 +178,7 @@ def test_warps_in_any_order_give_the_same_bits(architecture, seed):
         assert torch.equal(a, b)
 
 
+@pytest.mark.exhaustive("*-sm_80")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("where", ["anywhere", "one place"])
 def test_encoding_gradients_have_the_same_bits_in_any_order(architecture, where):

@@ -81,6 +81,7 @@ def check(form, dtype, **options):
     return got
 
 
+@pytest.mark.exhaustive(*(f"{case}-interpreter-float16-*" for case in CASES if case != "narrowing"))
 @FORMS
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 @pytest.mark.parametrize("case", CASES)
@@ -88,6 +89,7 @@ def test_colours(form, place, case):
     check(form, place.dtype, device=place.device, **CASES[case])
 
 
+@pytest.mark.exhaustive(*(f"{case}-interpreter-float16" for case in THROUGH_MEMORY if case != "residual blocks"))
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 @pytest.mark.parametrize("case", THROUGH_MEMORY)
 def test_colours_through_memory(place, case):
@@ -108,6 +110,7 @@ def test_networks_of_drawn_shapes(form, place, data):
     check(form, place.dtype, widths=widths, residual=residual, **{name: data.draw(s) for name, s in options.items()})
 
 
+@pytest.mark.exhaustive("interpreter-float16")
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_a_program_renders_tile_after_tile(place, monkeypatch):
     options = {"device": place.device, "pixels": 130, "residual": True, "widths": (40, 40, 40, 24, 24)}
@@ -164,6 +167,7 @@ def executed(name, architecture):
     return form, {"channels": 32, "batch": 1, "pixels": pixels, **options}
 
 
+@pytest.mark.exhaustive("sm_80-*", "*-fp16-*")
 @pytest.mark.parametrize("name", EXECUTED)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("mode", ["lazy", "eager", "crossed"])
@@ -174,6 +178,7 @@ def test_executed(name, dtype, mode, small):
     assert gpu.calls[-1].grid == ((2,) if form is stack else (3,))
 
 
+@pytest.mark.exhaustive("sm_80-*", "sm_90-through memory")
 @pytest.mark.parametrize("name", EXECUTED)
 def test_equal_bits_in_any_order_of_warps_and_blocks(name, small):
     """In random orders what one warp stored since the last barrier is poison to the others, see tests/ptx/races.py."""
@@ -185,12 +190,14 @@ def test_equal_bits_in_any_order_of_warps_and_blocks(name, small):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.exhaustive("sm_80")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_executed_with_the_table_s_tiles(architecture, poison):
     with standing_in(EmulatedGPU(architecture)):
         check(stack, torch.bfloat16, pixels=70, batch=1, widths=(24, 24, 20), shared=False, dims=3)
 
 
+@pytest.mark.exhaustive("sm_80-*")
 @FORMS
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_executed_in_tf32(form, architecture, poison):
@@ -362,6 +369,7 @@ def before_copies(ptx):
     return [match.span(1) for match in re.finditer(BEFORE_COPIES, ptx)]
 
 
+@pytest.mark.exhaustive("sm_90")
 def test_every_barrier_between_layers_is_needed(small):
     """Without it a warp loads what others have not stored, which is poison. One tile of outputs needs no others."""
     network, points = problem(torch.float16, pixels=SMALL[small].rows, batch=1, widths=(32, 32, 32))

@@ -72,6 +72,7 @@ def assert_like_the_formulas(place, network, points, upstream, *, backend="trito
     return got
 
 
+@pytest.mark.exhaustive("shared-interpreter-float16", "own-interpreter-float16")
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 @pytest.mark.parametrize(
     ("shared", "residual"), [(True, False), (False, False), (True, True)], ids=["shared", "own", "res"]
@@ -81,11 +82,13 @@ def test_value_and_gradients(place, shared, residual, chunks_of_8):
     assert_like_the_formulas(place, *problem(place.dtype, shared=shared, residual=residual, pixels=pixels))
 
 
+@pytest.mark.exhaustive("interpreter-float16")
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_value_and_gradients_in_three_dimensions(place):
     assert_like_the_formulas(place, *problem(place.dtype, dims=3, align_corners=False), pixel_chunk=16)
 
 
+@pytest.mark.exhaustive("*-1-False", "*-7-False", "*-21-False")
 @pytest.mark.parametrize(
     ("pixel_chunk", "residual"), [(1, False), (7, False), (7, True), (PIXELS, False), (PIXELS + 1, False)]
 )
@@ -202,6 +205,7 @@ def test_second_derivatives_are_those_of_the_formulas(place, residual):
     assert_as_accurate(got, second(ref.synthesis_ref, torch.float32), wanted, torch.float32)
 
 
+@pytest.mark.exhaustive("*-sm_80-*")
 @pytest.mark.parametrize("mode", ["lazy", "eager", "crossed"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
@@ -214,6 +218,7 @@ def test_executed(architecture, mode, widths, residual, chunks_of_8, poison):
         assert_like_the_formulas(EMULATED, *drawn, pixel_chunk=13)
 
 
+@pytest.mark.exhaustive("sm_80")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_equal_bits_in_any_order_of_warps_and_blocks(architecture, chunks_of_8):
     network, points, upstream = problem(torch.bfloat16, channels=16, widths=(32, 32, 32))

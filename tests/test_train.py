@@ -86,24 +86,26 @@ def test_both_networks_learn(precision, variant):
     assert not still
 
 
-def twenty_steps(**changes):
-    """Losses and scores of 20 steps, [20, 4]."""
+def first_steps(count=20, **changes):
+    """Losses and scores of the first steps, [count, 4]."""
     trainer = Trainer(options(**changes))
     patches = Patches(Stripes(), 2, trainer.options.crop, trainer.options.stride_shares)
-    return torch.tensor([[float(x) for x in vars(trainer.step(*patches.step(step))).values()] for step in range(20)])
+    return torch.tensor([[float(x) for x in vars(trainer.step(*patches.step(step))).values()] for step in range(count)])
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop": 16}, {"pixel_chunk": 13}, {"variant": "res", "pixel_chunk": 64}])
 def test_losses_are_those_of_the_reference_formulas(changes):
-    wanted = twenty_steps(backend="reference", **{name: changes[name] for name in changes if name != "pixel_chunk"})
-    torch.testing.assert_close(twenty_steps(backend="cpu", **changes), wanted, rtol=1e-5, atol=1e-5)
+    wanted = first_steps(backend="reference", **{name: changes[name] for name in changes if name != "pixel_chunk"})
+    torch.testing.assert_close(first_steps(backend="cpu", **changes), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_losses_of_the_kernels_are_those_of_the_reference_formulas(interpreter, large_tiles):
+@pytest.mark.exhaustive("20")
+@pytest.mark.parametrize("steps", [3, 20])
+def test_losses_of_the_kernels_are_those_of_the_reference_formulas(interpreter, large_tiles, steps):
     tiny = {"res": 8, "crop": 4, "embedding_size": 4, "mapping_layers": 1}
     with standing_in(interpreter):
-        got = twenty_steps(backend="triton", **tiny)
-    torch.testing.assert_close(got, twenty_steps(backend="reference", **tiny), rtol=1e-5, atol=1e-5)
+        got = first_steps(steps, backend="triton", **tiny)
+    torch.testing.assert_close(got, first_steps(steps, backend="reference", **tiny), rtol=1e-5, atol=1e-5)
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
