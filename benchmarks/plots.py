@@ -104,7 +104,7 @@ def roofline(run: dict[str, Any], path: str) -> bool:
     panel.plot([], [], "s", color="#333333", label="one layer")
     panel.plot([], [], "o", color="#333333", markerfacecolor="none", label="with its backward pass")
     panel.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations a byte", ylabel="GFLOP/s")
-    panel.set_title("rates, beside the best medians that plain products and copies reached")
+    panel.set_title("rates, and the best medians of plain products and copies")
     panel.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
