@@ -1,6 +1,6 @@
 """Encoding of coordinates, forward and forward + backward: published, eager and compiled PyTorch against this project.
 
-Waves and a learned table in one result. Next to no arithmetic: memory traffic is what they can be measured by.
+Sines and the embedding table's features, in one result. There is almost no arithmetic, so memory traffic is the limit.
 """
 
 from functools import lru_cache, partial
@@ -13,8 +13,8 @@ from cips_fast import functional
 from cips_fast import reference as ref
 from cips_fast.kernels.report import published_formulation
 
-from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PLAIN, PRECISIONS, QUICK, Group
-from .problem import Problem
+from .comparison import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PLAIN, PRECISIONS, QUICK, Group
+from .operation import Operation
 
 
 class Case(NamedTuple):
@@ -22,7 +22,7 @@ class Case(NamedTuple):
     size: int
     batch: int
     channels: int = 512
-    cells: int = 64  # a side of the table
+    cells: int = 64  # per side of the embedding table
 
     @property
     def group(self):
@@ -36,12 +36,12 @@ CASES = [Case(direction, 16, 2, 64) for direction in DIRECTIONS] if QUICK else [
 
 
 def eager_fourier_encode(coords, freq, phase, table, *, align_corners, dtype):
-    """The reference formulas, in the precision of the coordinates, joined in the result's."""
+    """The reference formulas in the precision of the coordinates; the result is in `dtype`."""
     waves = ref.fourier_encode_ref(coords, freq, phase)
     return torch.cat([waves, ref.embed_coords_ref(coords, table, align_corners)], -1).to(dtype)
 
 
-HOW = {
+FORMULATIONS = {
     "published": published_formulation.fourier_encode,
     "eager": eager_fourier_encode,
     "ours": partial(functional.fourier_encode, backend=BACKEND),
@@ -49,14 +49,14 @@ HOW = {
 
 
 @lru_cache(maxsize=len(PRECISIONS))
-def problem(case, precision):
-    """Every image at points of its own; the result in that precision, all else in float32."""
+def operation(case, precision):
+    """Different points for every image. The result has this precision, everything else is float32."""
     rng = torch.Generator(DEVICE).manual_seed(0)
 
     def draw(*shape):
         return torch.randn(*shape, generator=rng, device=DEVICE, requires_grad=True)
 
-    return Problem(
+    return Operation(
         reference=eager_fourier_encode,
         inputs={
             "coords": torch.rand(case.batch, case.size**2, 2, generator=rng, device=DEVICE) * 2 - 1,
@@ -75,5 +75,5 @@ def problem(case, precision):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_fourier_encode(race, case):
-    race(case.group, HOW, partial(problem, case), always=PLAIN if case[:3] in HEADLINES else ())
+def test_fourier_encode(compare, case):
+    compare(case.group, FORMULATIONS, partial(operation, case), always=PLAIN if case[:3] in HEADLINES else ())

@@ -1,6 +1,6 @@
 """A whole generator, forward and forward + backward: published, eager and compiled PyTorch against this project.
 
-The network is the paper's: coordinates, encoding, ModFC layers of one width and RGB taps, all but the mapping.
+The network is the paper's without the mapping network: encoding, ModFC layers of one width, and RGB taps.
 """
 
 import math
@@ -18,9 +18,9 @@ from cips_fast.synthesis import synthesis
 
 from .bench_fourier import eager_fourier_encode
 from .bench_mod_fc import eager_mod_fc
-from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PLAIN, PRECISIONS, QUICK, Group
+from .comparison import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PLAIN, PRECISIONS, QUICK, Group
 from .gemm import layer_products
-from .problem import Problem
+from .operation import Operation
 
 
 class Case(NamedTuple):
@@ -49,7 +49,7 @@ def network_of(case, tensors):
 
 
 def draw_tensors(case):
-    """Parameters as a generator has them at its start, float32, in a network's order."""
+    """Random parameters of an untrained generator, float32, in the order of `Network.from_tensors`."""
     rng = torch.Generator(DEVICE).manual_seed(0)
     outputs, width = case.layers // 2, case.width
     inputs = [2 * width, *[width] * (case.layers - 1)]
@@ -60,7 +60,7 @@ def draw_tensors(case):
 
 
 def products_of(case):
-    """The layers' and the taps'."""
+    """The matrix products of the layers and of the taps."""
     widths = [(2 * case.width, case.width), *[(case.width, case.width)] * (case.layers - 1)]
     widths += [(case.width, 3)] * (case.layers // 2)
     of_layer = partial(layer_products, case.batch, case.size**2, backward=case.group.backward)
@@ -68,25 +68,25 @@ def products_of(case):
 
 
 def eager(network, coords, *, dtype):
-    """Plain PyTorch at its best: `bench_mod_fc.eager_mod_fc` layer after layer."""
+    """Plain PyTorch at its best: `bench_mod_fc.eager_mod_fc` for one layer after another."""
     encoding = (network.freq, network.phase, network.table)
     x = eager_fourier_encode(coords, *encoding, align_corners=True, dtype=dtype).expand(network.batch, -1, -1)
     taps = iter(zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True))
     rgb = 0
-    for place, layer in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
+    for index, layer in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
         x = eager_mod_fc(x, *layer, demodulate=True, activation="lrelu")
-        if place in network.tapped:
+        if index in network.tapped:
             rgb = rgb + eager_mod_fc(x, *next(taps), demodulate=False, activation="linear").float()
     return rgb
 
 
 def ours(network, coords, *, dtype):
-    """In autocast's dtype."""
+    """This project's synthesis. Its compute dtype is that of autocast, not `dtype`."""
     return synthesis(network, coords, backend=BACKEND)
 
 
 def on_network(function, case):
-    """The function of a network and coordinates as one of coordinates and tensors by name."""
+    """Turn function(network, coords, dtype=) into one that takes coordinates, and the network's tensors by name."""
 
     def call(coords, *, dtype, **tensors):
         return function(network_of(case, list(tensors.values())), coords, dtype=dtype)
@@ -102,10 +102,10 @@ FORMULATIONS = {"published": published_formulation.render, "eager": eager, "ours
 
 
 @lru_cache(maxsize=len(PRECISIONS))
-def problem(case, precision):
-    """The native grid, shared by the batch."""
+def operation(case, precision):
+    """The native grid, which the batch shares."""
     tensors = {f"tensor {index}": tensor for index, tensor in enumerate(draw_tensors(case))}
-    return Problem(
+    return Operation(
         reference=on_network(formula, case),
         inputs={"coords": grids.plane(case.size, case.size, device=DEVICE).view(1, -1, 2), **tensors},
         options={"dtype": DTYPES[precision]},
@@ -121,16 +121,16 @@ def problem(case, precision):
 
 
 def _is_style(case, index):
-    """Whether a network's tensor of this place is a style, which every image has its own of."""
+    """Whether the network's tensor at this index is a style, which differs from image to image."""
     layers, taps = case.layers, case.layers // 2
     after = 3 + 3 * layers
     return after - layers <= index < after or index >= after + 2 * taps
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_generator(race, case):
-    how = {name: on_network(function, case) for name, function in FORMULATIONS.items()}
+def test_generator(compare, case):
+    functions = {name: on_network(function, case) for name, function in FORMULATIONS.items()}
     always = PLAIN if case[:3] in HEADLINES else ()
     if always and not case.group.backward:
         always += ("compiled",)
-    race(case.group, how, partial(problem, case), always=always)
+    compare(case.group, functions, partial(operation, case), always=always)

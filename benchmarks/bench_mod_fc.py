@@ -12,9 +12,9 @@ from cips_fast import functional
 from cips_fast import reference as ref
 from cips_fast.kernels.report import published_formulation
 
-from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PLAIN, PRECISIONS, QUICK, Group
+from .comparison import BACKEND, DEVICE, DIRECTIONS, DTYPES, GRID, HEADLINES, PLAIN, PRECISIONS, QUICK, Group
 from .gemm import layer_products
-from .problem import Problem
+from .operation import Operation
 
 
 class Case(NamedTuple):
@@ -43,14 +43,14 @@ if QUICK:
 
 
 def eager_mod_fc(x, weight, style, bias, *, demodulate, activation):
-    """Plain PyTorch at its best: one batched product with modulated weights, the gain in them, and the activation."""
+    """Plain PyTorch at its best: one batched product, with the gain in the modulated weights, then the activation."""
     gain = math.sqrt(2) if activation == "lrelu" else 1.0
     w = ref.modulate_ref(weight, style, demodulate) * gain
     y = torch.baddbmm(bias * gain, x, w.mT)
     return F.leaky_relu(y, ref.LRELU_SLOPE) if activation == "lrelu" else y
 
 
-HOW = {
+FORMULATIONS = {
     "published": published_formulation.mod_fc,
     "eager": eager_mod_fc,
     "ours": partial(functional.mod_fc, backend=BACKEND),
@@ -58,15 +58,15 @@ HOW = {
 
 
 @lru_cache(maxsize=len(PRECISIONS))
-def problem(case, precision):
-    """x in that precision, parameters in float32; three outputs are colours: not demodulated, not activated."""
+def operation(case, precision):
+    """x in this precision, parameters in float32. Three outputs are colours: neither demodulated nor activated."""
     rng, dtype = torch.Generator(DEVICE).manual_seed(0), DTYPES[precision]
 
     def draw(*shape, dtype=torch.float32):
         return torch.randn(*shape, generator=rng, device=DEVICE, dtype=torch.float32).to(dtype).requires_grad_()
 
     colours, pixels, backward = case.outputs == 3, case.size**2, case.group.backward
-    return Problem(
+    return Operation(
         reference=ref.mod_fc_ref,
         inputs={
             "x": draw(case.batch, pixels, case.inputs, dtype=dtype),
@@ -87,5 +87,5 @@ def problem(case, precision):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_mod_fc(race, case):
-    race(case.group, HOW, partial(problem, case), always=PLAIN if case[:3] in HEADLINES else ())
+def test_mod_fc(compare, case):
+    compare(case.group, FORMULATIONS, partial(operation, case), always=PLAIN if case[:3] in HEADLINES else ())

@@ -1,6 +1,6 @@
 """Modulated weights, forward and forward + backward: published, eager and compiled PyTorch against this project.
 
-Next to no arithmetic: memory traffic is what they can be measured by.
+There is almost no arithmetic, so memory traffic is the limit.
 """
 
 from functools import lru_cache, partial
@@ -13,8 +13,8 @@ from cips_fast import functional
 from cips_fast import reference as ref
 from cips_fast.kernels.report import published_formulation
 
-from .contest import BACKEND, DEVICE, DIRECTIONS, DTYPES, PRECISIONS, QUICK, Group
-from .problem import Problem
+from .comparison import BACKEND, DEVICE, DIRECTIONS, DTYPES, PRECISIONS, QUICK, Group
+from .operation import Operation
 
 
 class Case(NamedTuple):
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 CASES = [Case(direction, batch) for direction in DIRECTIONS for batch in (1, 4, 16)]
 if QUICK:
     CASES = [Case(direction, 2, 128) for direction in DIRECTIONS]
-HOW = {
+FORMULATIONS = {
     "published": published_formulation.modulate,
     "eager": ref.modulate_ref,
     "ours": partial(functional.modulate, backend=BACKEND),
@@ -41,15 +41,15 @@ HOW = {
 
 
 @lru_cache(maxsize=len(PRECISIONS))
-def problem(case, precision):
-    """Weights and styles in that precision."""
+def operation(case, precision):
+    """Weights and styles in this precision."""
     rng = torch.Generator(DEVICE).manual_seed(0)
 
     def draw(*shape):
         values = torch.randn(*shape, generator=rng, device=DEVICE, dtype=torch.float32)
         return values.to(DTYPES[precision]).requires_grad_()
 
-    return Problem(
+    return Operation(
         reference=ref.modulate_ref,
         inputs={"weight": draw(case.width, case.width), "style": draw(case.batch, case.width)},
         options={"demodulate": True},
@@ -61,5 +61,5 @@ def problem(case, precision):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_modulate(race, case):
-    race(case.group, HOW, partial(problem, case))
+def test_modulate(compare, case):
+    compare(case.group, FORMULATIONS, partial(operation, case))

@@ -1,6 +1,6 @@
-"""Sampling and training at sizes beyond the network's own: time, and peak memory.
+"""Time and peak memory of sampling and training at sizes beyond the network's native size.
 
-Large images are sampled band after band, each a call for so many rows. Memory is that beyond parameters and gradients.
+Large images are sampled in chunks of whole rows, one call for each. Memory is counted beyond parameters and gradients.
 """
 
 import math
@@ -16,14 +16,14 @@ from cips_fast.synthesis import synthesis
 
 from . import memory
 from .bench_generator import Case, draw_tensors, network_of
-from .contest import DEVICE, DTYPES, HALF, OURS, PRECISIONS, QUICK, Group, measured, timed
+from .comparison import DEVICE, DTYPES, HALF, OURS, PRECISIONS, QUICK, Group, measured, timed
 
-BAND = 1 << 18  # pixels
+PIXELS_PER_CALL = 1 << 18
 SIZES = (16, 32) if QUICK else (128, 256, 512, 1024, 2048, 4096)
 NARROW = (32,) if QUICK else (512, 4096)
-TRAINED, CHUNK, WIDTH = (16, 64, 32) if QUICK else (512, 1 << 14, 512)
+TRAINED_SIZE, CHUNK_PIXELS, WIDTH = (16, 64, 32) if QUICK else (512, 1 << 14, 512)
 AUTOCAST = {"device_type": DEVICE, "dtype": DTYPES[HALF or "fp32"], "enabled": HALF is not None}
-pytestmark = pytest.mark.skipif(not memory.MEASURABLE, reason="only Linux and GPUs tell the peak of memory")
+pytestmark = pytest.mark.skipif(not memory.MEASURABLE, reason="peak memory is only known on Linux and GPUs")
 
 
 @lru_cache(maxsize=1)
@@ -34,8 +34,8 @@ def network(width, size=8 if QUICK else 256):
 
 @torch.no_grad()
 def sample(network, size):
-    """An image of any size, [size², 3]."""
-    rows, image = max(1, BAND // size), torch.empty(size, size, 3, device=DEVICE)
+    """A square image of any size [size, size, 3]."""
+    rows, image = max(1, PIXELS_PER_CALL // size), torch.empty(size, size, 3, device=DEVICE)
     for top in range(0, size, rows):
         bottom = min(top + rows, size)
         edges = (-1.0, 2 * top / (size - 1) - 1, 1.0, 2 * (bottom - 1) / (size - 1) - 1)
@@ -47,7 +47,7 @@ def sample(network, size):
 
 @pytest.mark.parametrize(("width", "sizes"), [(512, SIZES), (32, NARROW)], ids=["width 512", "width 32"])
 def test_sampling(benchmark, run, longest_call, width, sizes):
-    """Every size in its turn; those that take more than thirty of the longest calls are left out."""
+    """All sizes, smallest first; sizes that take longer than thirty times --longest-call are left out."""
     benchmark.group = "sampling"
     benchmark.pedantic(sample, (network(width), sizes[0]), warmup_rounds=1)
     seconds = {}
@@ -56,7 +56,7 @@ def test_sampling(benchmark, run, longest_call, width, sizes):
         if smaller and seconds[smaller] * (size / smaller) ** 2 > 30 * longest_call:
             break
         draw = partial(sample, network(width), size)
-        once, image, peak = measured(draw)  # which gives memory back first: the first call at a size is slower
+        once, image, peak = measured(draw)  # slower than later calls, because memory is given back before it
         assert image.isfinite().all()
         seconds[size] = once if once > 2 else statistics.median(timed(draw)[0] for _ in range(7))
         figures = {"seconds": seconds[size], "MiB beside the image": (peak - image.nbytes) / 2**20}
@@ -66,10 +66,10 @@ def test_sampling(benchmark, run, longest_call, width, sizes):
         run.add_single(what="sampling: time grows as pixels to the power", width=width, exponent=exponent)
 
 
-@pytest.mark.parametrize("pixel_chunk", [None, CHUNK], ids=["all kept", "in chunks"])
-@pytest.mark.parametrize("size", [TRAINED // 2, TRAINED])
+@pytest.mark.parametrize("pixel_chunk", [None, CHUNK_PIXELS], ids=["all kept", "in chunks"])
+@pytest.mark.parametrize("size", [TRAINED_SIZE // 2, TRAINED_SIZE])
 def test_memory_of_training(benchmark, run, longest_call, size, pixel_chunk):
-    """Forward and backward of the network's full image."""
+    """Forward and backward of a full image at the network's native size."""
     benchmark.group = "memory of training"
     expected = run.expected_seconds(Group("generator", "forward + backward", size, 1), OURS)
     if expected > 8 * longest_call:
@@ -90,9 +90,12 @@ def test_memory_of_training(benchmark, run, longest_call, size, pixel_chunk):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("size", [TRAINED // 2, TRAINED])
+@pytest.mark.parametrize("size", [TRAINED_SIZE // 2, TRAINED_SIZE])
 def test_memory_that_published_keeps(benchmark, run, size, precision):
-    """What autograd keeps of the published formulation from forward to backward: its peak is more. Counted, not run."""
+    """Bytes that autograd keeps of the published formulation for the backward pass: counted on tensors without memory.
+
+    The peak of a real run is higher.
+    """
     benchmark.group = "memory of training"
     case = Case("forward", size, 1, WIDTH)
     leaves = [tensor.to("meta").detach().requires_grad_() for tensor in draw_tensors(case)]
@@ -101,7 +104,7 @@ def test_memory_that_published_keeps(benchmark, run, size, precision):
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, so that no later one takes its place
+        kept[storage._cdata] = storage  # held, so that no later storage gets the same address
         return tensor
 
     def run_forward():
@@ -115,7 +118,7 @@ def test_memory_that_published_keeps(benchmark, run, size, precision):
 
 
 def fitted_exponent(pixels, seconds):
-    """The slope of log seconds over log pixels, by least squares."""
+    """The slope of log seconds over log pixels, by least squares: 1 if time is proportional to pixels."""
     x, y = ([math.log(value) for value in values] for values in (pixels, seconds))
     x_mean, y_mean = statistics.fmean(x), statistics.fmean(y)
     return sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / sum((a - x_mean) ** 2 for a in x)

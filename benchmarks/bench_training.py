@@ -1,7 +1,7 @@
-"""A whole training step, as `python -m train --res 512` takes it here, with one generator or another in it.
+"""A whole step of training, as `python -m train --res 512` takes it on this machine, with each contender's generator.
 
-Discriminator, optimizers and moving average are the same for all. One step in 16 has the R1 penalty too; the median has
-not. On a GPU the batch is smaller than the preset's, so that the published formulation fits.
+The discriminator, optimizers and moving average are the same for all. One step in 16 has the R1 penalty too; the median
+step does not. On a GPU the batch is smaller than the preset's, so that the published formulation fits.
 """
 
 from functools import lru_cache
@@ -16,15 +16,15 @@ from cips_fast.train import config
 from cips_fast.train.trainer import Trainer
 
 from .bench_generator import eager
-from .contest import DEVICE, DTYPES, PLAIN, QUICK, Group
-from .problem import FLOOR
+from .comparison import DEVICE, DTYPES, PLAIN, QUICK, Group
+from .operation import TOLERANCE
 
 BATCH = 2 if QUICK else 16 if DEVICE == "cpu" else 4
-HOW = {"published": published_formulation.render, "eager": eager, "ours": None}
+FORMULATIONS = {"published": published_formulation.render, "eager": eager, "ours": None}
 
 
-class Step:
-    """What a contest asks of a problem: a step of training, whose losses are compared."""
+class TrainingStep:
+    """A step of training with the interface of an `Operation`; its losses are compared."""
 
     backward, products, flop, moved = True, (), 0, 0
     upstream = sparse_upstream = inputs = None
@@ -39,37 +39,41 @@ class Step:
     def channels_first(self):
         return None
 
-    def solver(self, function, inputs, upstream):
-        """A call that takes a step of a new training and returns its losses."""
+    def runner(self, function, inputs, upstream):
+        """A function that takes a step of a new training run and returns its losses."""
         trainer = Trainer(self.options)
 
-        def stand_in(network, coords, at, **_):
+        def stand_in(network, coords, *_, **__):
             dtype = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else torch.float32
             return function(network, coords, dtype=dtype).float()
 
-        def solve():
+        def run():
             replaced = synthesis if function is None else stand_in
             with mock.patch("cips_fast.generator.synthesis", replaced):
                 losses = trainer.step(self.images, self.coords)
             return [losses.g_loss, losses.d_loss]
 
-        return solve
+        return run
 
     def check(self, found):
-        """Raise AssertionError unless losses are as near to float32's as eager PyTorch's, times two."""
+        """Compare the losses with float32.
+
+        Raises:
+            AssertionError: an error is more than twice that of eager PyTorch, plus `TOLERANCE`.
+        """
         precision = self.options.precision
         for loss, plain, wanted in zip(found, eager_losses(precision), eager_losses("fp32"), strict=True):
-            bound = 2 * (plain - wanted).abs() + FLOOR[DTYPES[precision]] * wanted.abs()
+            bound = 2 * (plain - wanted).abs() + TOLERANCE[DTYPES[precision]] * wanted.abs()
             assert (loss - wanted).abs() <= bound, f"loss: got {loss:.6g}, wanted {wanted:.6g} ± {bound:.2g}"
 
 
 @lru_cache(maxsize=2)
 def eager_losses(precision):
-    """Of the first step with the eager generator."""
-    return Step(precision).solver(eager, None, None)()
+    """The losses of the first step with the eager generator."""
+    return TrainingStep(precision).runner(eager, None, None)()
 
 
-def test_training_step(race):
-    step = lru_cache(Step)
+def test_training_step(compare):
+    step = lru_cache(TrainingStep)
     group = Group("training step", "forward + backward", step("fp32").options.crop, BATCH, "--res 512")
-    race(group, HOW, step, always=PLAIN)
+    compare(group, FORMULATIONS, step, always=PLAIN)

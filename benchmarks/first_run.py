@@ -1,7 +1,10 @@
-"""python -m benchmarks.first_run [FOLDER]: everything that this project would like to know of a GPU, in one archive.
+"""Collect everything that this project would like to know about a GPU in one archive.
 
-The machine, all tests, all benchmarks, the kernels' report, a short training run, and the tiles that the tuner chose. A
-step that fails is noted and the next one runs. FOLDER, `gpu-run` unless given, is made and archived as FOLDER.zip.
+    python -m benchmarks.first_run [FOLDER]
+
+Runs all tests, all benchmarks, the kernels' report and a short training run, and records the machine and the tiles that
+the tuner chose. If a command fails, its exit status is noted and the next one runs. FOLDER (default: `gpu-run`) is
+created, and archived as FOLDER.zip.
 """
 
 import os
@@ -17,8 +20,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def steps(folder: Path) -> dict[str, list[str]]:
-    """Commands by name; what they write goes to the folder."""
+def commands_in(folder: Path) -> dict[str, list[str]]:
+    """The commands by name. The files that they write go to the folder."""
     python = [sys.executable, "-m"]
     benchmarks = ["benchmarks/", "--benchmark-only", f"--benchmark-json={folder / 'benchmarks.json'}"]
     return {
@@ -31,8 +34,8 @@ def steps(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def run_steps(commands: Mapping[str, Sequence[str]], folder: Path) -> dict[str, int]:
-    """Run every command, its output in FOLDER/NAME.txt; exit statuses by name."""
+def run_commands(commands: Mapping[str, Sequence[str]], folder: Path) -> dict[str, int]:
+    """Run every command, write its output to FOLDER/NAME.txt, and return the exit statuses by name."""
     environment = os.environ | {"CIPS_FAST_CACHE": str(folder / "cache")}
     statuses = {}
     for name, command in commands.items():
@@ -46,17 +49,17 @@ def run_steps(commands: Mapping[str, Sequence[str]], folder: Path) -> dict[str, 
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 if every step succeeded, 1 if one failed, 2 without a GPU or if the folder is there."""
+    """Return 0 if every command succeeded, 1 if one failed, 2 without a GPU or if the folder exists."""
     folder = Path(argv[0] if argv else "gpu-run").resolve()
     if not torch.cuda.is_available():
         print("error: PyTorch finds no GPU here", file=sys.stderr)
         return 2
     if folder.exists():
-        print(f"error: FOLDER: got {str(folder)!r}, which exists", file=sys.stderr)
+        print(f"error: FOLDER: got {str(folder)!r}, which exists, must be a new folder", file=sys.stderr)
         return 2
     folder.mkdir(parents=True)
-    statuses = run_steps(steps(folder), folder)
-    for part in ("landscapes", "checkpoints"):  # drawn images and networks: large, and nothing to learn from
+    statuses = run_commands(commands_in(folder), folder)
+    for part in ("landscapes", "checkpoints"):  # drawn images and networks are large and tell nothing
         for path in folder.rglob(f"{part}*"):
             shutil.rmtree(path, ignore_errors=True)
     print(f"please send {shutil.make_archive(str(folder), 'zip', folder)}")

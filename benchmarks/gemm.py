@@ -1,4 +1,4 @@
-"""The rate of plain matrix products of an operation's shapes: what it could reach if all else were free."""
+"""Plain matrix products of an operation's shapes: the rate that it could reach if everything else took no time."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,12 +16,12 @@ class Product(NamedTuple):
 
     @property
     def flop(self) -> int:
-        """Operations of all."""
+        """Floating-point operations of all `count` products."""
         return 2 * self.count * self.rows * self.inner * self.cols
 
 
 def layer_products(images: int, pixels: int, inputs: int, outputs: int, *, backward: bool) -> list[Product]:
-    """Those of a layer: y = x Wᵀ; going back dx = dy W and dW = dyᵀ x."""
+    """The products of a layer: y = x Wᵀ; in the backward pass dx = dy W and dW = dyᵀ x."""
     products = [Product(images, pixels, inputs, outputs)]
     if backward:
         products += [Product(images, pixels, outputs, inputs), Product(images, outputs, pixels, inputs)]
@@ -29,7 +29,7 @@ def layer_products(images: int, pixels: int, inputs: int, outputs: int, *, backw
 
 
 class Gemm:
-    """The distinct products among some, on tensors of their own; results go where memory is in use already."""
+    """The distinct products of an operation, each with its own factors; results go to memory that is already in use."""
 
     def __init__(self, products: Sequence[Product], dtype: torch.dtype, device: str):
         self.counts: dict[tuple[int, int, int], int] = {}
@@ -38,12 +38,12 @@ class Gemm:
         self.factors = {shape: _factors(*shape, dtype, device) for shape in self.counts}
 
     def calls(self) -> list[tuple[int, "Call"]]:
-        """How often an operation needs each product, and the product."""
+        """Pairs of how often the operation needs a product, and the product."""
         return [(count, Call(*self.factors[shape])) for shape, count in self.counts.items()]
 
 
 class Call(NamedTuple):
-    """One product."""
+    """One product, a function without arguments."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -54,7 +54,7 @@ class Call(NamedTuple):
 
 
 def _factors(rows: int, inner: int, cols: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
-    """Laid out as for x Wᵀ, or where the sum is over pixels, the longest dimension, as for dyᵀ x."""
+    """Factors and result, laid out as for x Wᵀ, or as for dyᵀ x if the sum is over pixels, the longest dimension."""
     a, b = _numbers(rows, inner, dtype, device), _numbers(cols, inner, dtype, device).mT
     if inner > max(rows, cols):
         a, b = a.mT.contiguous().mT, b.contiguous()
@@ -62,6 +62,6 @@ def _factors(rows: int, inner: int, cols: int, dtype: torch.dtype, device: str) 
 
 
 def _numbers(rows: int, cols: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Normal ones; rows repeat, for what is drawn does not matter and drawing takes longer than multiplying."""
+    """Normal random numbers. Rows repeat: the values do not matter, and drawing all takes longer than multiplying."""
     some = min(rows, 1024)
     return torch.randn(some, cols, device=device).to(dtype).repeat(-(-rows // some), 1)[:rows]

@@ -1,4 +1,4 @@
-"""Peak memory of a call: what PyTorch's allocator held on a GPU, what the process held on Linux, else unknown."""
+"""Peak memory of a call: of PyTorch's allocator on a GPU, of the process on Linux, otherwise unknown."""
 
 import ctypes
 import re
@@ -11,7 +11,7 @@ MEASURABLE = torch.cuda.is_available() or FORGET.exists()
 
 
 def forget_peak() -> int:
-    """Begin to measure the peak anew: the bytes in use."""
+    """Restart the measurement of the peak; return the bytes in use."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -21,17 +21,18 @@ def forget_peak() -> int:
 
 
 def peak() -> int:
-    """Most bytes in use since."""
+    """The most bytes in use since `forget_peak`."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
 
 
 def _give_back() -> None:
-    """What was freed goes back to the system, or the next call would seem to need none of it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU library has it
+    """Return freed memory to the system. Otherwise the next call reuses it and seems to need none."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
 
 
 def _status(name: str) -> int:
+    """A memory figure of this process in bytes, by its name in /proc/self/status."""
     (kibibytes,) = re.findall(rf"{name}:\s+(\d+) kB", STATUS.read_text())
     return int(kibibytes) * 1024

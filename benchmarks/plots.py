@@ -1,4 +1,4 @@
-"""Plots of a run: time and memory over pixels, and rates below the roofs that the machine has."""
+"""Plots of a run: time and memory over pixels, and a roofline of rates."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ DIRECTIONS = ("forward", "forward + backward")
 
 
 def plot_all(run: dict[str, Any], stem: Path) -> list[str]:
-    """Write STEM-time.png, STEM-memory.png and STEM-roofline.png, each where the run has figures for it.
+    """Write STEM-time.png, STEM-memory.png and STEM-roofline.png, each only if the run has figures for it.
 
     Returns:
         The names of the plots that were written: `time`, `memory`, `roofline`.
@@ -25,10 +25,10 @@ def plot_all(run: dict[str, Any], stem: Path) -> list[str]:
 
 
 def over_pixels(run: dict[str, Any], key: str, label: str, path: str, factor: float = 1.0) -> bool:
-    """A figure of one image's generator over its pixels, with a panel for each direction that was measured.
+    """Plot a figure of the generator, for one image, over its pixels, with a panel for each measured direction.
 
     Returns:
-        Whether there was something to draw; else no file is written.
+        Whether there was something to draw; if not, no file is written.
     """
     from matplotlib import pyplot, ticker
 
@@ -59,7 +59,7 @@ def over_pixels(run: dict[str, Any], key: str, label: str, path: str, factor: fl
 
 
 def generator_lines(run: dict[str, Any], direction: str, key: str, factor: float) -> dict[str, list]:
-    """Points (pixels, figure) of one image by contender."""
+    """Points (pixels, figure) of one image, by contender."""
     lines: dict[str, list] = {}
     for group in run["groups"]:
         if (group["op"], group["direction"], group["batch"]) == ("generator", direction, 1):
@@ -70,10 +70,10 @@ def generator_lines(run: dict[str, Any], direction: str, key: str, factor: float
 
 
 def roofline(run: dict[str, Any], path: str) -> bool:
-    """Rates over operations a byte that a perfectly fused operation would move, at 256² or the largest there is.
+    """Plot rates over operations for each byte that a perfectly fused operation would move.
 
     Returns:
-        Whether there was something to draw; else no file is written.
+        Whether there was something to draw; if not, no file is written.
     """
     from matplotlib import pyplot
 
@@ -104,7 +104,7 @@ def roofline(run: dict[str, Any], path: str) -> bool:
     panel.plot([], [], "s", color="#333333", label="one layer")
     panel.plot([], [], "o", color="#333333", markerfacecolor="none", label="with its backward pass")
     panel.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations a byte", ylabel="GFLOP/s")
-    panel.set_title("rates, beside the best medians that plain products and copies reached")
+    panel.set_title("rates, and the best medians of plain products and copies")
     panel.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -112,7 +112,7 @@ def roofline(run: dict[str, Any], path: str) -> bool:
 
 
 def style(name: str) -> dict[str, Any]:
-    """Colour by formulation; float32 dashed, since 16 bits are what most people run."""
+    """Line style: colour by formulation; dashed for float32, because most people use 16 bits."""
     kind = name.split()[0].strip(",")
     dashes = "--" if "fp32" in name else ":" if "any size" in name else "-"
     return {"color": COLOURS[kind], "linestyle": dashes, "marker": "o", "markersize": 3}

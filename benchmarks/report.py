@@ -1,7 +1,9 @@
-"""python -m benchmarks.report [RUN.json] [--out FOLDER]: the last run as a page of tables and plots.
+"""Write the last run of the benchmarks as a page of tables and plots.
 
-Writes NAME.md and the plots for which the run has figures, NAME-time.png, NAME-memory.png and NAME-roofline.png, into
-.benchmarks/report. NAME is `cpu` or the GPU's. `--out docs/benchmarks` replaces the documented pages.
+    python -m benchmarks.report [RUN.json] [--out FOLDER]
+
+Writes NAME.md, and NAME-time.png, NAME-memory.png and NAME-roofline.png if the run has figures for them, into
+.benchmarks/report. NAME is `cpu` or the name of the GPU. `--out docs/benchmarks` replaces the documented pages.
 """
 
 import argparse
@@ -12,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .last_run import PATH
 from .plots import plot_all
+from .results import PATH
 
 FOLDER = PATH.parent / "report"
 HEADER = ["", "contender", "ms", "× published", "GFLOP/s", "of GEMM", "MiB"]
@@ -25,16 +27,16 @@ TITLES = {
     "training step": "A step of training, `--res 512`",
 }
 READING = """\
-Medians of contenders that took turns, each checked before against float64 formulas (result and, going back, every
-gradient). *× published* is speed beside the published formulation in float32. *of GEMM* is the time of the plain matrix
-products that the operation cannot do without, measured in the same turns, in the same shapes and precision, as a share
-of the contender's. *MiB* is the peak of memory in a call, beyond its arguments. *Left out*: a call would have taken
-longer than the run allowed.
+The times are medians. Contenders took turns, and each was checked before against float64 formulas: its result and, in
+backward passes, every gradient. *× published* is the speed relative to the published formulation in float32. *of GEMM*
+is the time of the plain matrix products that the operation needs, as a share of the contender's time; they are measured
+in the same turns, in the same shapes and precision. *MiB* is the peak of memory in a call, beyond its arguments. *Left
+out*: a call would have taken longer than the run allowed.
 """
 
 
 def page(run: dict[str, Any], name: str, plots: Sequence[str]) -> str:
-    """The run in Markdown, with the named plots of the same folder."""
+    """The run as a Markdown page that shows the given plots of the same folder."""
     machine = {key: value for key, value in run["machine"].items() if value is not None}
     machine["copied bytes a second"] = f"{machine['copied bytes a second'] / 1e9:.0f} billion, read and written"
     lines = [f"# Measured on {machine.pop('device')}", ""]
@@ -57,17 +59,17 @@ def page(run: dict[str, Any], name: str, plots: Sequence[str]) -> str:
 
 
 def missing_from(run: dict[str, Any]) -> str:
-    """What a partial run lacks, in words; empty for a whole run."""
+    """A description of what a partial run lacks; empty for a complete run."""
     there = {group["op"] for group in run["groups"]}
     lacking = [TITLES[op][0].lower() + TITLES[op][1:] for op in TITLES if op not in there]
     parts = [f"no figures for: {'; '.join(lacking)}"] if lacking else []
-    if run.get("deselected"):  # files written before runs counted them have no such entry
+    if run.get("deselected"):  # older files have no such entry
         parts.append(f"{run['deselected']} benchmarks deselected")
     return " and ".join(parts)
 
 
 def rows(groups: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
-    """A row a contender, those that were left out too."""
+    """One row for each contender, including those that were left out."""
     for group in groups:
         where = f"{group['size']}² B{group['batch']}" if group["size"] else f"B{group['batch']}"
         title = " ".join(filter(None, (where, group["note"])))
@@ -90,7 +92,7 @@ def rows(groups: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def table(header: Sequence[str], cells: Sequence[Sequence[str]] | Iterator[Sequence[str]]) -> Iterator[str]:
-    """Lines of a Markdown table."""
+    """The lines of a Markdown table."""
     yield f"| {' | '.join(header)} |"
     yield "|" + " --- |" * len(header)
     for row in cells:
@@ -98,13 +100,14 @@ def table(header: Sequence[str], cells: Sequence[Sequence[str]] | Iterator[Seque
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 2 if there is no run."""
+    """Write the report; return 0, or 2 if there is no such run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="?", type=Path, default=PATH, help="(default: the last one)")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: .benchmarks/report)")
+    parser.add_argument("run", nargs="?", type=Path, default=PATH, help="file of a run (default: the last run)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: .benchmarks/report)")
     options = parser.parse_args(argv)
     if not options.run.exists():
-        print(f"error: run: there is no {options.run}; pytest benchmarks/ --benchmark-only makes it", file=sys.stderr)
+        wanted = "must be a file that `pytest benchmarks/ --benchmark-only` wrote"
+        print(f"error: run: got {str(options.run)!r}, {wanted}", file=sys.stderr)
         return 2
     run = json.loads(options.run.read_text(encoding="utf-8"))
     machine = run["machine"]

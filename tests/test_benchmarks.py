@@ -1,13 +1,14 @@
-"""The benchmarks' own machinery: a wrong contender is found out, and a run becomes a page."""
+"""The benchmarks' machinery: a contender with wrong results is found, and a run becomes a page."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bench_mod_fc, bench_scaling, contest, gemm, report
-from benchmarks.last_run import Run
+from benchmarks import bench_mod_fc, bench_scaling, comparison, gemm, report
+from benchmarks.results import Run
 from cips_fast import reference as ref
 
 DOCUMENTED = Path(report.__file__).parent.parent / "docs" / "benchmarks"
@@ -30,32 +31,33 @@ def without_a_tile_going_back(x, weight, style, bias, **options):
     return torch.cat([frozen[:, :64], y[:, 64:]], 1)
 
 
-@pytest.mark.parametrize("precision", contest.PRECISIONS)
+@pytest.mark.parametrize("precision", comparison.PRECISIONS)
 @pytest.mark.parametrize(
     ("function", "named"),
     [(right, None), (without_a_tile, "result"), (without_a_tile_going_back, "gradient of")],
     ids=["right", "tile missing", "gradient missing"],
 )
-def test_a_wrong_contender_is_found_out(function, named, precision):
-    problem = bench_mod_fc.problem(CASE, precision)
-    assert len(problem.sample) < CASE.size**2
-    found = problem.solver(function, problem.inputs, problem.sparse_upstream)()
+def test_a_wrong_contender_is_found(function, named, precision):
+    operation = bench_mod_fc.operation(CASE, precision)
+    assert len(operation.sample) < CASE.size**2
+    found = operation.runner(function, operation.inputs, operation.sparse_upstream)()
     if named is None:
-        return problem.check(found)
+        return operation.check(found)
     with pytest.raises(AssertionError, match=named):
-        problem.check(found)
+        operation.check(found)
 
 
 def test_contenders_take_turns():
-    lineup = [contest.PUBLISHED, contest.OURS]
+    contenders = [comparison.PUBLISHED, comparison.OURS]
     case = bench_mod_fc.Case("forward", 8, 1, 8, 8)
-    race = contest.Contest(case.group, bench_mod_fc.HOW, lambda name: bench_mod_fc.problem(case, name), lineup)
-    for contender in lineup:
-        race.check(contender)
-    race.take_turns()
-    assert [len(race.seen[one].gemm) for one in lineup] == [2, 2]
-    figures = race.results()
-    assert list(figures) == [str(one) for one in lineup]
+    operation = partial(bench_mod_fc.operation, case)
+    group = comparison.Comparison(case.group, bench_mod_fc.FORMULATIONS, operation, contenders)
+    for contender in contenders:
+        group.check(contender)
+    group.take_turns()
+    assert [len(group.measured[one].gemm) for one in contenders] == [2, 2]
+    figures = group.results()
+    assert list(figures) == [str(one) for one in contenders]
     assert all(one["flop"] == 2 * 64 * 8 * 8 and one["GFLOP/s"] > 0 for one in figures.values())
 
 
@@ -69,12 +71,12 @@ def test_plain_products_are_those_of_a_layer():
         torch.testing.assert_close(call.out, call.a @ call.b)
 
 
-def test_what_would_take_long_is_foreseen():
+def test_the_time_of_a_call_is_expected_from_a_smaller_one():
     run = Run(1.5)
-    small, large = contest.Group("mod_fc", "forward", 64, 1), contest.Group("mod_fc", "forward", 128, 4)
-    assert run.expected_seconds(small, contest.PUBLISHED) == 0
-    run.add(small, {str(contest.PUBLISHED): {"seconds": 0.5}})
-    assert run.expected_seconds(large, contest.PUBLISHED) == 8
+    small, large = comparison.Group("mod_fc", "forward", 64, 1), comparison.Group("mod_fc", "forward", 128, 4)
+    assert run.expected_seconds(small, comparison.PUBLISHED) == 0
+    run.add(small, {str(comparison.PUBLISHED): {"seconds": 0.5}})
+    assert run.expected_seconds(large, comparison.PUBLISHED) == 8
 
 
 def test_time_that_grows_as_pixels_has_the_exponent_one():
@@ -84,21 +86,21 @@ def test_time_that_grows_as_pixels_has_the_exponent_one():
 
 def test_a_run_becomes_a_page(tmp_path):
     run = Run(1.5)
-    for direction in contest.DIRECTIONS:
+    for direction in comparison.DIRECTIONS:
         for size in (64, 128):
             figures = {"flop": 2e6, "moved bytes": 1e4, "GFLOP/s": 0.5, "share of GEMM": 0.25, "peak bytes": 3 << 20}
             ours = figures | {"seconds": 0.002 * size}
             published = figures | {"seconds": 0.008 * size}
-            group = contest.Group("generator", direction, size, 1)
-            run.add(group, {str(contest.PUBLISHED): published, str(contest.OURS): ours})
-            run.leave_out(group, contest.OTHERS[-1], 12.0)
+            group = comparison.Group("generator", direction, size, 1)
+            run.add(group, {str(comparison.PUBLISHED): published, str(comparison.OURS): ours})
+            run.leave_out(group, comparison.OTHERS[-1], 12.0)
     run.add_single(what="sampling", width=512, size=64, seconds=0.1, **{"MiB beside the image": 12.0})
     path = run.save(tmp_path / "runs" / "run.json")
     assert json.loads(path.read_text())["machine"]["threads"] == torch.get_num_threads()
     assert report.main([str(path), "--out", str(tmp_path / "docs")]) == 0
     (page,) = (tmp_path / "docs").glob("*.md")
     assert "| 64² B1 | published fp32 | 512.00 | 1.00 | 0 | 0.25 | 3 |" in page.read_text()
-    assert f"| {contest.OURS} | 128.00 | 4.00 |" in page.read_text()
+    assert f"| {comparison.OURS} | 128.00 | 4.00 |" in page.read_text()
     assert "left out: 12 s" in page.read_text()
     for plot in ("time", "memory", "roofline"):
         assert (tmp_path / "docs" / f"{page.stem}-{plot}.png").stat().st_size > 10_000
@@ -109,7 +111,7 @@ def layers_alone(tmp_path):
     """A run of `-k mod_fc`: no figures of generators."""
     run = Run(1.5)
     figures = {"flop": 2e6, "moved bytes": 1e4, "GFLOP/s": 0.5, "share of GEMM": 0.25, "peak bytes": 3 << 20}
-    run.add(contest.Group("mod_fc", "forward", 64, 1), {str(contest.OURS): figures | {"seconds": 0.1}})
+    run.add(comparison.Group("mod_fc", "forward", 64, 1), {str(comparison.OURS): figures | {"seconds": 0.1}})
     run.deselected = 12
     return run.save(tmp_path / "run.json")
 
@@ -121,9 +123,9 @@ def test_a_partial_run_says_so_and_has_no_empty_plots(layers_alone, tmp_path, ca
     text = page.read_text()
     assert "time.png" not in text
     assert "memory.png" not in text
-    for place in (text, capsys.readouterr().err):
-        assert "no figures for: whole generator;" in place
-        assert "12 benchmarks deselected" in place
+    for output in (text, capsys.readouterr().err):
+        assert "no figures for: whole generator;" in output
+        assert "12 benchmarks deselected" in output
     assert not [str(one.message) for one in recwarn if "legend" in str(one.message)]
 
 

@@ -1,4 +1,4 @@
-"""The command for a first run on a GPU: it needs one, and goes on after a step that fails."""
+"""The command for a first run on a GPU: it needs a GPU, and continues after a command that fails."""
 
 import sys
 
@@ -8,15 +8,15 @@ import torch
 from benchmarks import first_run
 
 
-def test_steps_run_on_after_a_failure(tmp_path):
+def test_the_next_command_runs_after_a_failure(tmp_path):
     commands = {"fails": [sys.executable, "-c", "print('so'); raise SystemExit(3)"], "goes": [sys.executable, "-V"]}
-    assert first_run.run_steps(commands, tmp_path) == {"fails": 3, "goes": 0}
+    assert first_run.run_commands(commands, tmp_path) == {"fails": 3, "goes": 0}
     assert (tmp_path / "fails.txt").read_text() == "so\n"
     assert (tmp_path / "goes.txt").read_text().startswith("Python 3")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_nothing_is_made(tmp_path, capsys):
+def test_without_a_gpu_no_folder_is_made(tmp_path, capsys):
     assert first_run.main([str(tmp_path / "run")]) == 2
     assert "finds no GPU" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

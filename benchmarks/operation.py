@@ -1,4 +1,4 @@
-"""One operation on given tensors: what the contenders are given, what they must find, and how much work it is."""
+"""One operation on given tensors: its inputs, the results that contenders must give, and the work that it takes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,30 +13,31 @@ from cips_fast import reference as ref
 
 from .gemm import Product
 
-# Beside twice the error of plain PyTorch: that of one rounding in 16 bits; in float32 that of a long sum in any order.
-FLOOR = {torch.float32: 5e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
-COMPARED = 1024  # pixels, of more
+# Relative error that is allowed in addition to twice the error of plain PyTorch: one rounding in 16 bits, and in
+# float32 a long sum in any order.
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
+COMPARED_PIXELS = 1024  # pixels of a larger image that are compared
 
 
 @dataclass(eq=False)
-class Problem:
-    """Inputs of an operation by name; those that require a gradient are differentiated if `backward`.
+class Operation:
+    """One operation: its inputs by name, its specification and its matrix products.
 
     Args:
         reference: the eager specification, for any dtype, called like every contender: reference(**inputs, **options).
-        inputs: leaf tensors.
-        options: what is not a tensor.
-        dtype: of the result.
-        autocast: compute products in `dtype`, whatever the inputs have.
-        backward: forward and backward, else forward alone.
-        batched: names of the inputs that have a sample dimension, the first.
-        pixelwise: names of the inputs that have a pixel dimension, the second, like the result. Of many pixels some are
-            compared: the result there, and gradients of the result there.
-        channel_dim: where the channels of an image go for the published formulation, by name.
+        inputs: leaf tensors. With `backward`, those that require a gradient are differentiated.
+        options: arguments that are not tensors.
+        dtype: dtype of the result.
+        autocast: compute products in `dtype`, whatever dtype the inputs have.
+        backward: measure forward and backward; otherwise forward alone.
+        batched: names of the inputs whose first dimension is the sample.
+        pixelwise: names of the inputs whose second dimension is the pixel, like the result. If there are many pixels,
+            only some of them are compared: the result there, and gradients of the result there.
+        channel_dim: the dimension to which the published formulation moves the channels of an image, by name.
         saved: names of the inputs that the backward pass reads again.
-        products: matrix products that cannot be done without.
-        deep: many layers follow each other. Where rounding decides the sign before an lrelu it decides the derivative,
-            in any implementation: the half of the pixels that come nearest to that is not compared.
+        products: matrix products that every implementation needs.
+        deep: many layers follow each other. Where rounding decides the sign before an lrelu, it also decides the
+            derivative, in any implementation; the half of the pixels that come nearest to that is not compared.
     """
 
     reference: Callable[..., Tensor]
@@ -54,7 +55,7 @@ class Problem:
 
     @cached_property
     def upstream(self) -> Tensor:
-        """A random gradient of the result, of its dtype."""
+        """A random gradient of the result, in the result's dtype."""
         with torch.no_grad():
             inputs = {name: t[:, :1] if name in self.pixelwise else t for name, t in self.inputs.items()}
             y = self.apply(self.reference, inputs)
@@ -64,26 +65,26 @@ class Problem:
 
     @cached_property
     def sparse_upstream(self) -> Tensor:
-        """The same where pixels are compared, and 0 elsewhere."""
+        """`upstream` at the pixels that are compared, and 0 elsewhere."""
         if self.sample is None:
             return self.upstream
         return torch.zeros_like(self.upstream).index_copy_(1, self.sample, self.upstream[:, self.sample])
 
     @cached_property
     def sample(self) -> Tensor | None:
-        """Which pixels are compared; None for all."""
-        if self._pixels <= COMPARED and not self.deep:
+        """Indices of the pixels that are compared; None for all."""
+        if self._pixels <= COMPARED_PIXELS and not self.deep:
             return None
         device = self.inputs[self.pixelwise[0]].device
         drawn = torch.randperm(self._pixels, generator=torch.Generator().manual_seed(2)).to(device)
         if not self.deep:
-            return drawn[:COMPARED].sort().values
-        drawn = drawn[: 2 * COMPARED]
+            return drawn[:COMPARED_PIXELS].sort().values
+        drawn = drawn[: 2 * COMPARED_PIXELS]
         return drawn[self._margins(drawn).argsort()[len(drawn) // 2 :]].sort().values
 
     @torch.no_grad()
     def _margins(self, pixels: Tensor) -> Tensor:
-        """How far from 0 the pixels stay before an lrelu, in float64, as a share of the layer's mean size."""
+        """Least distance from 0 that each pixel has before any lrelu, in float64, relative to the layer's rms."""
         margins = torch.full((len(pixels),), torch.inf, device=pixels.device, dtype=torch.float64)
 
         activate = ref.activate_ref
@@ -109,14 +110,14 @@ class Problem:
 
     @property
     def flop(self) -> int:
-        """Operations in matrix products."""
+        """Floating-point operations in the matrix products."""
         return sum(product.flop for product in self.products)
 
     @property
     def moved(self) -> int:
-        """Bytes that a perfectly fused operation moves: a pass reads each of its inputs and writes each result once.
+        """Bytes that a perfectly fused operation moves: a pass reads each input and writes each result once.
 
-        The derivative of the activation is not counted, which a bit a feature would do for.
+        The derivative of the activation is not counted; one bit for each feature would be enough for it.
         """
         once = [*self.inputs.values(), self.upstream]  # the result is as large as its gradient
         if self.backward:
@@ -124,7 +125,7 @@ class Problem:
         return sum(tensor.nbytes for tensor in once)
 
     def channels_first(self) -> dict[str, Tensor]:
-        """The inputs, images with their channels before their pixels in memory; shapes are the same."""
+        """The inputs with the channels of images before the pixels in memory; shapes are the same."""
 
         def relaid(name: str, tensor: Tensor) -> Tensor:
             dim = self.channel_dim.get(name)
@@ -136,32 +137,32 @@ class Problem:
         return {name: relaid(name, tensor) for name, tensor in self.inputs.items()}
 
     def apply(self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
-        """The result."""
+        """Call a function with the inputs and options, under autocast if the operation asks for it."""
         device = next(iter(inputs.values())).device.type
         with torch.autocast(device, self.dtype, enabled=self.autocast and self.dtype != torch.float32):
             return function(**inputs, **self.options)
 
-    def solver(
+    def runner(
         self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], upstream: Tensor
     ) -> Callable[[], list[Tensor]]:
-        """A call without arguments for the result and the gradients, in the order of the inputs."""
+        """A function without arguments that gives the result and the gradients, in the order of the inputs."""
         leaves = [inputs[name] for name in self.parameters]
         if not leaves:
             return torch.no_grad()(lambda: [self.apply(function, inputs)])
         laid_out = upstream
 
-        def solve() -> list[Tensor]:
+        def run() -> list[Tensor]:
             nonlocal laid_out
             y = self.apply(function, inputs)
-            if (laid_out.dtype, laid_out.stride()) != (y.dtype, y.stride()):  # at the first call
+            if (laid_out.dtype, laid_out.stride()) != (y.dtype, y.stride()):  # in the first call
                 laid_out = torch.empty_like(y).copy_(upstream)
             return [y, *torch.autograd.grad(y, leaves, laid_out)]
 
-        return solve
+        return run
 
     @cached_property
     def compared(self) -> dict[str, Tensor]:
-        """The inputs, of the compared pixels alone."""
+        """The inputs at the compared pixels only."""
         if self.sample is None:
             return dict(self.inputs)
         return {
@@ -175,7 +176,7 @@ class Problem:
 
     @cached_property
     def wanted(self) -> list[Tensor]:
-        """Result and gradients in float64, one sample after another to save memory."""
+        """Result and gradients in float64, computed one sample at a time to save memory."""
         samples = [self._wanted_of_sample(b) for b in range(len(self.inputs[self.batched[0]]))]
         joined = [True, *(name in self.batched for name in self.parameters)]
         columns = zip(joined, zip(*samples, strict=True), strict=True)
@@ -194,21 +195,25 @@ class Problem:
 
     @cached_property
     def plain_errors(self) -> list[float]:
-        """Errors of the specification itself in `dtype`."""
-        return self._errors(self.solver(self.reference, self.compared, self._compared_upstream)())
+        """Errors of the specification, as plain PyTorch computes it in `dtype`."""
+        return self._errors(self.runner(self.reference, self.compared, self._compared_upstream)())
 
     @property
     def _options_in_float64(self) -> dict[str, Any]:
         return {name: torch.float64 if name == "dtype" else value for name, value in self.options.items()}
 
     def check(self, found: list[Tensor]) -> None:
-        """Raise AssertionError unless result and gradients are as near to float64 as plain PyTorch's, times two."""
+        """Compare result and gradients with float64.
+
+        Raises:
+            AssertionError: an error is more than twice that of plain PyTorch, plus `TOLERANCE`.
+        """
         names = ["result", *(f"gradient of {name}" for name in self.parameters)]
         pixelwise = [True, *(name in self.pixelwise for name in self.parameters)]
         if self.sample is not None:
             found = [t[:, self.sample] if each else t for t, each in zip(found, pixelwise, strict=True)]
         for name, error, plain in zip(names, self._errors(found), self.plain_errors, strict=True):
-            bound = 2 * plain + FLOOR[self.dtype]
+            bound = 2 * plain + TOLERANCE[self.dtype]
             assert error <= bound, f"{name}: relative error {error:.2g}, may be {bound:.2g}"
 
     def _errors(self, found: list[Tensor]) -> list[float]:

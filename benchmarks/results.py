@@ -1,4 +1,4 @@
-"""The figures of a run, as a file: what was measured, of whom, where and when."""
+"""The figures of a run of the benchmarks, and the file that keeps them."""
 
 import datetime
 import json
@@ -11,43 +11,43 @@ from typing import Any
 
 import torch
 
-from .contest import COMPILING, DEVICE, PUBLISHED, Contender, Group, timed
+from .comparison import COMPILE_SECONDS, DEVICE, PUBLISHED, Contender, Group, timed
 
 PATH = Path(__file__).parent.parent / ".benchmarks" / "last_run.json"
 
 
 class Run:
-    """Figures by group and contender, and single ones."""
+    """Figures by group and contender, and single figures without contenders."""
 
     def __init__(self, longest_call: float) -> None:
-        self.longest_call = longest_call  # seconds
-        self.deselected = 0  # benchmarks that the command line did not ask for
+        self.longest_call = longest_call  # seconds; see --longest-call
+        self.deselected = 0  # benchmarks that the command line left out
         self.groups: dict[Group, dict[str, dict[str, Any]]] = {}
         self.left_out: dict[Group, dict[str, float]] = {}
         self.single: list[dict[str, Any]] = []
-        self._pace: dict[tuple[str, str, str], float] = {}  # seconds a unit of work
+        self._seconds_per_work: dict[tuple[str, str, str], float] = {}
 
     def add(self, group: Group, figures: dict[str, dict[str, Any]]) -> None:
-        """Figures of a group by contender."""
+        """Add the figures of a group's contenders."""
         self.groups[group] = figures
         for name, one in figures.items():
-            self._pace[group.op, group.direction, name] = one["seconds"] / _work(group)
+            self._seconds_per_work[group.op, group.direction, name] = one["seconds"] / _work(group)
 
     def add_single(self, **figures: Any) -> None:
-        """Figures that no contenders are compared by; `what` names them."""
+        """Add figures that have no contenders; `what` names them."""
         self.single.append(figures)
 
     def expected_seconds(self, group: Group, contender: Contender) -> float:
-        """Of one call, by what the last smaller group took; 0 if there was none."""
-        pace = self._pace.get((group.op, group.direction, str(contender)), 0.0)
-        return pace * _work(group) + (COMPILING if contender.formulation == "compiled" else 0.0)
+        """Expected seconds of one call, from the last group of this operation and direction; 0 if there was none."""
+        per_work = self._seconds_per_work.get((group.op, group.direction, str(contender)), 0.0)
+        return per_work * _work(group) + (COMPILE_SECONDS if contender.formulation == "compiled" else 0.0)
 
     def leave_out(self, group: Group, contender: Contender, expected: float) -> None:
-        """Note who was not measured, and the seconds that one call would have taken."""
+        """Note a contender that is not measured, and the seconds that one call of it is expected to take."""
         self.left_out.setdefault(group, {})[str(contender)] = expected
 
     def lines(self) -> Iterator[str]:
-        """For people: a block a group, a line a contender."""
+        """The figures as text: one block for each group, one line for each contender."""
         for group, figures in self.groups.items():
             yield str(group)
             published = figures.get(str(PUBLISHED))
@@ -59,7 +59,7 @@ class Run:
             yield ", ".join(f"{value}" if key == "what" else f"{key} {value:,.4g}" for key, value in one.items())
 
     def save(self, path: Path = PATH) -> Path:
-        """Write everything as JSON."""
+        """Write everything as JSON and return the path."""
         groups = [
             {**group._asdict(), "contenders": figures, "left out": self.left_out.get(group, {})}
             for group, figures in self.groups.items()
@@ -77,11 +77,12 @@ class Run:
 
 
 def _work(group: Group) -> int:
+    """Work of a group in relative units: its pixels, or its batch if it has none."""
     return max(1, group.size**2) * group.batch
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """The hardware, the versions and the settings that the figures depend on."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor(),
@@ -98,7 +99,7 @@ def machine() -> dict[str, Any]:
 
 
 def _copied_bytes_a_second() -> float:
-    """Memory traffic of a copy of more than any cache holds."""
+    """Bytes read and written in a second while copying a tensor larger than any cache."""
     source = torch.ones(1 << 27, device=DEVICE)
     target = source.clone()
     seconds = min(timed(lambda: target.copy_(source))[0] for _ in range(5))
@@ -106,7 +107,7 @@ def _copied_bytes_a_second() -> float:
 
 
 def _processor() -> str:
-    """Its name, and which of the instructions it has that decide how fast it multiplies 16-bit factors."""
+    """The processor's name, and which of the instruction sets for fast 16-bit products it has."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
     name = re.search(r"model name\s*: (.*)", text)
