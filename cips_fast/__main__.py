@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from . import commands
-from .command_line import Parser, Terminated, is_out_of_memory, terminable
-from .commands._options import CommandError
+from .command_line import OptionError, Parser, Terminated, is_out_of_memory, terminable
 from .console import StreamError, complain, flush, prepare_streams
 
 
@@ -46,7 +45,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if stop.code == 0:
             raise
         return stop.code
-    except (CommandError, FloatingPointError, StreamError, OSError) as error:
+    except (OptionError, FloatingPointError, StreamError, OSError) as error:
         complain(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -8,18 +8,44 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from . import console
-from .checks import shown
+from .checks import ArgumentError, shown
 
 # What PyTorch says, in a RuntimeError, where memory ran out; Python and NumPy raise MemoryError.
 OUT_OF_MEMORY = re.compile(
     "can't allocate memory|not enough memory|out of memory|storage size calculation overflowed|can't start new thread",
     re.IGNORECASE,
 )
+
+
+class OptionError(ValueError):
+    """An option or argument of a command line that cannot be used; the message is one line for the user."""
+
+
+def option_of(name: str) -> str:
+    """The option whose value `argparse` stores under a name: `--pixel-chunk` for `pixel_chunk`."""
+    return f"--{name.replace('_', '-')}"
+
+
+@contextlib.contextmanager
+def named_after_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, an error about an argument of the library becomes one about the option that set the argument.
+
+    Args:
+        options: the option by the argument's name, such as {"half_resolution": "--falloff"}. An argument that is not
+            in it keeps its own name.
+
+    Raises:
+        OptionError: the block raised an `ArgumentError`.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise OptionError(f"{options.get(error.name, error.name)}: {error.reason}") from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,14 +57,19 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message in one line, and end with status 2."""
+        """Print a message of argparse, such as `argument --size: ...`, in one line, and end with status 2."""
+        console.complain(f"error: {self.line_of(message)}")
+        sys.exit(2)
+
+    def line_of(self, message: str) -> str:
+        """A message of argparse in the style of this library, such as `--size: ...`.
+
+        argparse passes its errors on as text alone.
+        """
         match = re.fullmatch(r"argument ([^\s:/]+)\S*: (.*)", message, re.DOTALL)
         if match:
             message = f"{match[1]}: {match[2].replace('argument ', '')}"
-        if ": got " not in message:
-            message += f" (see {self.prog} --help)"
-        console.complain(f"error: {message}")
-        sys.exit(2)
+        return message if ": got " in message else f"{message} (see {self.prog} --help)"
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
