@@ -1,4 +1,4 @@
-"""The command `python -m train`."""
+"""The command `python -m train`, from its options to its exit status."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from .signals import abandoning
 
 
 def run_command(argv: Sequence[str] | None = None) -> int:
-    """Run the trainer and return the exit status; docs/training.md lists them."""
+    """Run the trainer and return the exit status; docs/training.md lists the exit statuses."""
     prepare_streams()
     try:
         options, dry_run = parse(argv)
