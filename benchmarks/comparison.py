@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch._dynamo  # imported here because operators import it at their first call, and that takes a second
 
+from cips_fast.hardware import PRECISIONS as DTYPES
 from cips_fast.hardware import native_half
 from cips_fast.kernels.chips import floor_seconds, products_setting
 
@@ -26,7 +27,6 @@ from .operation import Operation
 
 QUICK = bool(os.environ.get("CIPS_FAST_BENCH_QUICK"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HALF = next((name for name, dtype in DTYPES.items() if dtype == native_half(DEVICE)), None)
 PRECISIONS = ("fp32", HALF) if HALF else ("fp32",)
 BACKEND = "triton" if DEVICE == "cuda" else "cpu"

@@ -5,36 +5,30 @@ import importlib
 import pkgutil
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
 from . import commands
-from .command_line import Parser, Terminated, is_out_of_memory, terminable
-from .commands._options import CommandError
-from .console import StreamError, complain, flush, prepare_streams
+from .command_line import OptionError, Parser, Terminated, is_out_of_memory, terminable
+from .console import StreamError, complain, finish, flush, plain_warnings, prepare_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 2 for bad input, with one line on stderr.
+    """Run a command and return its exit status.
 
-    130 after Ctrl-C and 143 after SIGTERM, as shells have it.
+    It is 2 for bad input, after one line on stderr, and as in shells 130 after Ctrl-C and 143 after SIGTERM.
     """
     prepare_streams()
-    showwarning = warnings.showwarning
-    warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
     try:
-        with terminable():
+        with plain_warnings(), terminable():
             return _run(argv)
     except Terminated:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    finally:
-        warnings.showwarning = showwarning
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Run a command; its exit status, after one line on stderr where it failed."""
+    """Run a command and return its exit status; a failure is one line on stderr."""
     parser, args = parser_of_all(), None
     try:
         args = _parsed(parser, argv)
@@ -46,7 +40,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if stop.code == 0:
             raise
         return stop.code
-    except (CommandError, FloatingPointError, StreamError, OSError) as error:
+    except (OptionError, FloatingPointError, StreamError, OSError) as error:
         complain(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -58,14 +52,14 @@ def _run(argv: Sequence[str] | None) -> int:
 def _parsed(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     try:
         return parser.parse_args(argv)
-    except SystemExit:  # after help, which is still in the buffer, or after an error
+    except SystemExit:  # argparse printed its help, which is still in the buffer, or an error
         flush()
         raise
 
 
 def parser_of_all() -> Parser:
     """The parser of all commands."""
-    parser = Parser(prog="python -m cips_fast", description="Render what a generator has learned.")
+    parser = Parser(prog="python -m cips_fast", description="Render, project and convert trained generators.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in command_names():
         module = importlib.import_module(f".commands.{name}", __package__)
@@ -77,13 +71,14 @@ def parser_of_all() -> Parser:
 
 
 def command_names() -> list[str]:
-    """All commands, by name."""
+    """The names of all commands."""
     names = (module.name for module in pkgutil.iter_modules(commands.__path__))
     return sorted(name for name in names if not name.startswith("_"))
 
 
 if __name__ == "__main__":
     status = main()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a second one would print a traceback while Python exits
+    for number in (signal.SIGINT, signal.SIGTERM):  # another one would print a traceback while Python exits
         signal.signal(number, signal.SIG_IGN)
+    finish()
     sys.exit(status)

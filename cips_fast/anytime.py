@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import lattice
+from .checks import ArgumentError
 from .pixels import Evaluator, check_chunk, check_colours, check_size
 
 
@@ -63,7 +64,7 @@ def progressive(
     check_size(height, width)
     check_chunk(chunk)
     if coarsest < 1 or coarsest & (coarsest - 1):
-        raise ValueError(f"coarsest: got {coarsest}, must be a power of two")
+        raise ArgumentError("coarsest", f"got {coarsest}, must be a power of two")
     return _passes(evaluate, torch.empty(3, height, width, dtype=torch.float32, device=device), coarsest, chunk)
 
 

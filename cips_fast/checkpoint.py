@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .backends.choice import BACKENDS
-from .checks import check_choice, shown
+from .checks import ArgumentError, check_choice, shown
 from .files.atomic import whole_file
-from .files.untrusted import PICKLE, SAFETENSORS, ZIP, first_line, kind_of, not_a_checkpoint, open_file
+from .files.untrusted import PICKLE, SAFETENSORS, ZIP, CheckpointError, first_line, kind_of, not_a_checkpoint, open_file
 from .generator import CIPSGenerator
 from .settings import check_agreement, parse_settings
 
@@ -64,7 +64,7 @@ def from_tensors(
     """
     check_choice("backend", backend, BACKENDS)
     if SETTINGS not in metadata:
-        raise ValueError(f"checkpoint: {str(path)!r} was not written by cips_fast")
+        raise CheckpointError(path, "was not written by cips_fast")
     averaged = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
     tensors = averaged or tensors
     try:
@@ -74,9 +74,9 @@ def from_tensors(
         check_dtypes(tensors)
         fill(generator, tensors)
     except ValueError as error:
-        raise ValueError(f"checkpoint: {str(path)!r} cannot be used ({error})") from None
+        raise CheckpointError(path, f"cannot be used ({error})") from None
     if reason := not_finite(generator.state_dict()):
-        raise ValueError(f"checkpoint: {str(path)!r} cannot be used ({reason})")
+        raise CheckpointError(path, f"cannot be used ({reason})")
     return generator
 
 
@@ -108,7 +108,7 @@ def _sort_metadata(path: Path) -> None:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
         if len(text) != length:
-            raise ValueError(f"header: got {len(text)} bytes, must be {length}")
+            raise ValueError(f"the sorted header has {len(text)} bytes, must have {length}")
         file.seek(8)
         file.write(text)
 
@@ -126,7 +126,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     kind = kind_of(path)
     if kind in (ZIP, PICKLE):
-        raise ValueError(f"checkpoint: {str(path)!r} is not a safetensors file: torch.save wrote it")
+        raise CheckpointError(path, "is not a safetensors file: torch.save wrote it")
     if kind != SAFETENSORS:
         raise not_a_checkpoint(path)
     _check_header(path)
@@ -134,9 +134,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(str(path), framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged ({first_line(error)})") from None
+        raise CheckpointError(path, f"is damaged ({first_line(error)})") from None
     if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged (its content differs from its checksum)")
+        raise CheckpointError(path, "is damaged (its content differs from its checksum)")
     return tensors, metadata
 
 
@@ -147,7 +147,7 @@ def _check_header(path: str | Path) -> None:
         rest = os.fstat(file.fileno()).st_size - 8
     if length > min(rest, LONGEST_HEADER):
         most = f"at most {LONGEST_HEADER}" if length > LONGEST_HEADER else f"in {rest}"
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged (its header is of {length} bytes, must be {most})")
+        raise CheckpointError(path, f"is damaged (its header is of {length} bytes, must be {most})")
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -181,7 +181,7 @@ def check_names_and_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, tup
     ]
     if wrong:
         more = f"; and {len(wrong) - most} more" if len(wrong) > most else ""
-        raise ValueError("state_dict does not fit: " + "; ".join(wrong[:most]) + more)
+        raise ArgumentError("state_dict", "does not fit: " + "; ".join(wrong[:most]) + more)
 
 
 def check_dtypes(state: Mapping[str, Tensor]) -> None:
@@ -190,9 +190,9 @@ def check_dtypes(state: Mapping[str, Tensor]) -> None:
     usual = max(Counter(dtypes.values()).items(), key=lambda item: item[1], default=(None, 0))[0]
     for name, dtype in dtypes.items():
         if dtype not in DTYPES:
-            raise ValueError(f"{first_line(name, 60)}: got {dtype}, must be one of {', '.join(map(str, DTYPES))}")
+            raise ArgumentError(first_line(name, 60), f"got {dtype}, must be one of {', '.join(map(str, DTYPES))}")
         if dtype != usual:
-            raise ValueError(f"{first_line(name, 60)}: got {dtype}, must be {usual} as the other tensors")
+            raise ArgumentError(first_line(name, 60), f"got {dtype}, must be {usual} as the other tensors")
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str | None:

@@ -8,37 +8,68 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from . import console
-from .checks import shown
+from .checks import ArgumentError, shown
 
-# What PyTorch says, in a RuntimeError, where memory ran out; Python and NumPy raise MemoryError.
+# PyTorch reports that memory ran out by the text of a RuntimeError; Python and NumPy raise MemoryError.
 OUT_OF_MEMORY = re.compile(
     "can't allocate memory|not enough memory|out of memory|storage size calculation overflowed|can't start new thread",
     re.IGNORECASE,
 )
 
 
+class OptionError(ValueError):
+    """An option or argument of a command line that cannot be used; the message is one line for the user."""
+
+
+def option_of(name: str) -> str:
+    """The option whose value `argparse` stores under a name: `--pixel-chunk` for `pixel_chunk`."""
+    return f"--{name.replace('_', '-')}"
+
+
+@contextlib.contextmanager
+def named_after_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, an error about an argument of the library becomes one about the option that set the argument.
+
+    Args:
+        options: the option by the argument's name, such as {"half_resolution": "--falloff"}. An argument that is not
+            in it keeps its own name.
+
+    Raises:
+        OptionError: the block raised an `ArgumentError`.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise OptionError(f"{options.get(error.name, error.name)}: {error.reason}") from None
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that prints errors as one line, and that takes values such as -1,-1,1,1."""
+    """An ArgumentParser that prints each error as one line, and that accepts values such as -1,-1,1,1."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # What looks like a number is a value and no option; argparse's own pattern only knows single numbers.
+        # A text that begins like a number is a value, not an option; argparse's own pattern knows single numbers only.
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message in one line, and end with status 2."""
+        """Print a message of argparse, such as `argument --size: ...`, in one line, and end with status 2."""
+        console.complain(f"error: {self.line_of(message)}")
+        sys.exit(2)
+
+    def line_of(self, message: str) -> str:
+        """A message of argparse in the style of this library, such as `--size: ...`.
+
+        argparse passes its errors on as text alone.
+        """
         match = re.fullmatch(r"argument ([^\s:/]+)\S*: (.*)", message, re.DOTALL)
         if match:
             message = f"{match[1]}: {match[2].replace('argument ', '')}"
-        if ": got " not in message:
-            message += f" (see {self.prog} --help)"
-        console.complain(f"error: {message}")
-        sys.exit(2)
+        return message if ": got " in message else f"{message} (see {self.prog} --help)"
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
@@ -47,13 +78,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(least: int, most: int, rule: str = "") -> Callable[[str], int]:
-    """A reader of a whole number from `least` to `most`, for an argument's `type`; `rule`: how an error says so."""
+    """A parser of a whole number from `least` to `most`, for an argument's `type`; an error quotes `rule`."""
     rule = rule or f"must be at least {least} and at most {most}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
-        except ValueError:  # no number, or one of more digits than Python reads
+        except ValueError:  # not a number, or a number with more digits than Python reads
             message = f"got {shown(text)}, must be a whole number; it {rule}"
             raise argparse.ArgumentTypeError(message) from None
         if not least <= value <= most:
@@ -64,7 +95,7 @@ def whole_number(least: int, most: int, rule: str = "") -> Callable[[str], int]:
 
 
 def number(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
-    """A reader of a finite number from `least` to `most`, for an argument's `type`; `above`: `least` is excluded."""
+    """A parser of a finite number from `least` to `most`, for an argument's `type`; `above` excludes `least`."""
     rule = f"must be {'more than' if above else 'at least'} {least:g} and at most {most:g}"
 
     def parse(text: str) -> float:
@@ -80,7 +111,7 @@ def number(least: float, most: float, *, above: bool = False) -> Callable[[str],
 
 
 def numbers(count: int, largest: float = math.inf) -> Callable[[str], tuple[float, ...]]:
-    """A reader of `count` finite numbers with commas between them, none of a magnitude above `largest`."""
+    """A parser of `count` finite numbers with commas between them, of magnitudes up to `largest`."""
     rule = f"must be {count} numbers with commas between them"
     if largest < math.inf:
         rule += f", from {-largest:g} to {largest:g}"
@@ -98,7 +129,7 @@ def numbers(count: int, largest: float = math.inf) -> Callable[[str], tuple[floa
 
 
 def png_path(text: str) -> Path:
-    """A reader of the path of a PNG that can be written, for an argument's `type`."""
+    """The path of a PNG file that can be written, for an argument's `type`."""
     path = Path(text)
     if path.suffix.lower() != ".png" or not os.path.isdir(path.parent) or os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"got {shown(text)}, must be a .png in a folder that exists")
@@ -113,13 +144,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; it ends a command just as Ctrl-C does, but for the exit status."""
+    """SIGTERM arrived. It ends a command as Ctrl-C does, with another exit status."""
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """Within the block, SIGTERM raises `Terminated`, so that temporary files are removed on the way out."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can set a handler
         yield
         return
 

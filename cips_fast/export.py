@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from . import reference as ref
+from .checks import ArgumentError
 from .generator import CIPSGenerator
 from .module_changes import change_of, plain_affines
 
@@ -42,16 +43,20 @@ class Synthesis(nn.Module):
     def __init__(self, generator: CIPSGenerator):
         super().__init__()
         if generator.noise:
-            raise ValueError("noise: got True, must be False: an exported network draws none (generator.noise = False)")
+            raise ArgumentError(
+                "noise", "got True, must be False: an exported network draws none (generator.noise = False)"
+            )
         affines = [layer.affine for layer in (*generator.layers, *generator.to_rgb)]
         change = change_of(generator) or (
             None if plain_affines(affines) else "affine layers were replaced or have hooks"
         )
         if change is not None:
-            raise ValueError(f"generator: {change}, must be as it was built: the formulas read its parameters alone")
+            raise ArgumentError(
+                "generator", f"{change}, must be as it was built: the formulas read its parameters alone"
+            )
         dtype = generator.encoding.freq.dtype
         if dtype != torch.float32:
-            raise ValueError(f"dtype: got {dtype}, must be torch.float32 (generator.float())")
+            raise ArgumentError("dtype", f"got {dtype}, must be torch.float32 (generator.float())")
         parameters = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in generator.parameters()}
         self.generator = copy.deepcopy(generator, parameters).eval()  # deepcopy takes these for copies that it made
         del self.generator.mapping, self.generator.mean_latent, self.generator.noise_strength
@@ -124,7 +129,7 @@ def export_onnx(
     defs, onnxscript = _import("onnx.defs"), _import("onnxscript")
     newest = defs.onnx_opset_version()
     if opset is not None and not SMALLEST_OPSET <= opset <= newest:
-        raise ValueError(f"opset: got {opset}, must be {SMALLEST_OPSET} to {newest}")
+        raise ArgumentError("opset", f"got {opset}, must be {SMALLEST_OPSET} to {newest}")
 
     def read_cells(table: Any, indices: Any) -> Any:
         """The embedding's cells [..., 4] -> [..., 4, C]; the exporter's own way turns all of them about twice."""
@@ -146,7 +151,7 @@ def export_onnx(
     model = program.model
     written = model.opset_imports[""]
     if opset not in (None, written):
-        raise ValueError(f"opset: got {opset}, which the installed exporter cannot write; it writes {written}")
+        raise ArgumentError("opset", f"got {opset}, which the installed exporter cannot write; it writes {written}")
     onnxscript.optimizer.fold_constants(model)
     onnxscript.optimizer.remove_unused_nodes(model)
     _import("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(model)  # where our sources lay, and more
@@ -166,7 +171,7 @@ def open_onnx(path: str | Path) -> Render:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # of many classes, which have no common one but this
-        raise ValueError(f"ONNX: got {str(path)!r}, which onnxruntime cannot run ({error})") from None
+        raise ArgumentError("ONNX", f"got {str(path)!r}, which onnxruntime cannot run ({error})") from None
 
     def render(w: Tensor, coords: Tensor) -> Tensor:
         (rgb,) = session.run(["rgb"], {"w": w.numpy(), "coords": coords.numpy()})

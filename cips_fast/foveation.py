@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from . import lattice
+from .checks import ArgumentError
 from .pixels import Evaluator, check_size, evaluate_in_chunks
 
 # Colours are nominally in [-1, 1].
@@ -49,7 +50,7 @@ def cortical(half_resolution: float = 0.115) -> Falloff:
         ValueError: not above 0, or not finite.
     """
     if not 0 < half_resolution < math.inf:
-        raise ValueError(f"half_resolution: got {half_resolution}, must be above 0 and finite")
+        raise ArgumentError("half_resolution", f"got {half_resolution}, must be above 0 and finite")
     return lambda radius: (1 + radius / half_resolution) ** -2
 
 
@@ -83,12 +84,12 @@ def sample_pixels(
     """
     check_size(height, width)
     if not all(-1 <= position <= 1 for position in gaze):
-        raise ValueError(f"gaze: got {gaze}, must be two numbers from -1 to 1")
+        raise ArgumentError("gaze", f"got {gaze}, must be two numbers from -1 to 1")
     if not 0 < budget <= 1:
-        raise ValueError(f"budget: got {budget}, must be above 0 and at most 1")
+        raise ArgumentError("budget", f"got {budget}, must be above 0 and at most 1")
     count = round(budget * height * width)
     if count < 1:
-        raise ValueError(f"budget: got {budget}, which is less than one pixel of {height}x{width}")
+        raise ArgumentError("budget", f"got {budget}, which is less than one pixel of {height}x{width}")
     falloff = cortical() if falloff is None else falloff
     priority = torch.empty(height * width, dtype=torch.float32, device=device)
     rows_at_once = max(1, BAND // width)
@@ -121,12 +122,14 @@ def reconstruct(height: int, width: int, pixels: Tensor, colours: Tensor) -> Ten
     """
     check_size(height, width)
     if pixels.dim() != 1 or not len(pixels):
-        raise ValueError(f"pixels: got shape {list(pixels.shape)}, must be [N] with N at least 1")
+        raise ArgumentError("pixels", f"got shape {list(pixels.shape)}, must be [N] with N at least 1")
     if colours.shape != (len(pixels), 3) or not colours.is_floating_point():
         got = f"{colours.dtype} of shape {list(colours.shape)}"
-        raise ValueError(f"colours: got {got}, must be floating-point of shape [{len(pixels)}, 3]")
+        raise ArgumentError("colours", f"got {got}, must be floating-point of shape [{len(pixels)}, 3]")
     if not 0 <= int(pixels.min()) <= int(pixels.max()) < height * width:
-        raise ValueError(f"pixels: got {int(pixels.min())} to {int(pixels.max())}, must be 0 to {height * width - 1}")
+        raise ArgumentError(
+            "pixels", f"got {int(pixels.min())} to {int(pixels.max())}, must be 0 to {height * width - 1}"
+        )
     pixels = pixels.to(colours.device)
     rows, columns = pixels // width, pixels % width
     up, left = _lattice_origin(rows, columns)
@@ -189,7 +192,7 @@ class Foveated:
             ValueError: another shape.
         """
         if full.shape != self.image.shape:
-            raise ValueError(f"full: got shape {list(full.shape)}, must be {list(self.image.shape)}")
+            raise ArgumentError("full", f"got shape {list(full.shape)}, must be {list(self.image.shape)}")
         height, width = self.evaluated.shape
         radius = _radius(torch.arange(height, device=self.image.device), height, width, self.gaze)
         squared = (self.image - full.to(self.image.device)).double().square().mean(-1)  # [H, W]
@@ -233,9 +236,9 @@ def foveate(
 def _density(falloff: Falloff, radius: Tensor) -> Tensor:
     density = falloff(radius)
     if density.shape != radius.shape:
-        raise ValueError(f"falloff: it gave shape {list(density.shape)}, must be of shape {list(radius.shape)}")
+        raise ArgumentError("falloff", f"it gave shape {list(density.shape)}, must be of shape {list(radius.shape)}")
     if not bool((density >= 0).all()):
-        raise ValueError("falloff: it gave values that are below 0 or not numbers, must be at least 0")
+        raise ArgumentError("falloff", "it gave values that are below 0 or not numbers, must be at least 0")
     return density.float()
 
 

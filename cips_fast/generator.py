@@ -12,6 +12,7 @@ from . import grids, module_changes
 from .backends.autocast import without_autocast
 from .backends.choice import BACKENDS
 from .checks import (
+    ArgumentError,
     check_choice,
     check_finite,
     check_flag,
@@ -104,7 +105,7 @@ class CIPSGenerator(nn.Module):
     ):
         super().__init__()
         if not is_count(size, LARGEST_SIZE) or size < 4 or size & (size - 1):
-            raise ValueError(f"size: got {shown(size)}, must be a power of two from 4 to {LARGEST_SIZE}")
+            raise ArgumentError("size", f"got {shown(size)}, must be a power of two from 4 to {LARGEST_SIZE}")
         size = int(size)
         check_choice("variant", variant, VARIANTS)
         check_choice("activation", activation, ACTIVATIONS)
@@ -113,10 +114,10 @@ class CIPSGenerator(nn.Module):
         for name, flag in (("integer_coords", integer_coords), ("align_corners", align_corners), ("noise", noise)):
             check_flag(name, flag)
         if geometry == "cylinder" and integer_coords:
-            raise ValueError("integer_coords: got True, must be False on a cylinder")
+            raise ArgumentError("integer_coords", "got True, must be False on a cylinder")
         widths = _block_widths(width, variant, blocks=size.bit_length() - 2)
         if activation == "sinrelu" and any(each % 2 for each in widths):
-            raise ValueError(f"width: got {shown(width)}, activation 'sinrelu' needs even numbers")
+            raise ArgumentError("width", f"got {shown(width)}, activation 'sinrelu' needs even numbers")
         style_features = checked_count("style_features", style_features, MOST_FEATURES)
         features = widths[0] if encoding_features is None else encoding_features
         features = checked_count("encoding_features", features, MOST_FEATURES)
@@ -214,7 +215,7 @@ class CIPSGenerator(nn.Module):
             ValueError: z or coords of another shape, a truncation that is not finite.
         """
         if isinstance(z, Tensor) and z.dim() != 2:
-            raise ValueError(f"z: got shape {list(z.shape)}, must be [B, {self.style_features}]")
+            raise ArgumentError("z", f"got shape {list(z.shape)}, must be [B, {self.style_features}]")
         w = self.truncate(self.mapping(z), truncation)
         return self.synthesis(w, self.native_grid()[None] if coords is None else coords)
 
@@ -249,7 +250,7 @@ class CIPSGenerator(nn.Module):
             ValueError: the crossover is out of range.
         """
         if not 0 <= crossover <= self.num_layers:
-            raise ValueError(f"crossover: got {crossover}, must be 0 to {self.num_layers}")
+            raise ArgumentError("crossover", f"got {crossover}, must be 0 to {self.num_layers}")
         late = torch.arange(self.num_layers, device=w.device)[:, None] >= crossover  # [L, 1]
         return torch.where(late, w_late[:, None], w[:, None])
 
@@ -277,7 +278,7 @@ class CIPSGenerator(nn.Module):
         """
         self._check_latents(w)
         if isinstance(self.encoding, FourierEncoding) and (coords.dim() < 2 or coords.shape[-1] != 2):
-            raise ValueError(f"coords: got shape {list(coords.shape)}, must be [..., 2], x and y last")
+            raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [..., 2], x and y last")
         change, anchors = change_of(self), w.shape[0]
         if mix is None:
             points, grid = _as_points(coords, anchors)
@@ -304,8 +305,8 @@ class CIPSGenerator(nn.Module):
 
     def _by_modules(self, w: Tensor, points: Tensor, mix: Tensor | None, change: str, *, reads_cells: bool) -> Tensor:
         if mix is not None:
-            raise ValueError(
-                f"mix: got weights of anchors for a generator whose {change}, which takes one style an image"
+            raise ArgumentError(
+                "mix", f"got weights of anchors for a generator whose {change}, which takes one style an image"
             )
         module_changes.check_noise(self)
         if not torch.compiler.is_compiling() and change != self._told:
@@ -327,14 +328,14 @@ class CIPSGenerator(nn.Module):
         self._check_latents(w)
         change = change_of(self)
         if change is not None:
-            raise ValueError(f"generator: {change}, must be as it was built")
+            raise ArgumentError("generator", f"{change}, must be as it was built")
         return self._network(w)
 
     def _check_latents(self, w: Tensor) -> None:
         wanted = f"[B, {self.style_features}] or [B, {self.num_layers}, {self.style_features}]"
         per_layer = w.dim() == 3 and w.shape[1] == self.num_layers
         if w.shape[-1] != self.style_features or not (w.dim() == 2 or per_layer):
-            raise ValueError(f"w: got shape {list(w.shape)}, must be {wanted}")
+            raise ArgumentError("w", f"got shape {list(w.shape)}, must be {wanted}")
 
     def _network(self, w: Tensor) -> Network:
         affines = [layer.affine for layer in (*self.layers, *self.to_rgb)]
@@ -385,14 +386,16 @@ def _block_widths(width: int | str | Sequence[int], variant: str, blocks: int) -
     """Channels of every block, from what the caller gave."""
     if isinstance(width, str) and width == "published":
         if blocks > len(PUBLISHED_WIDTHS[variant]):
-            raise ValueError(f"width: 'published' widths reach to size {2 ** (len(PUBLISHED_WIDTHS[variant]) + 1)}")
+            raise ArgumentError(
+                "width", f"'published' widths reach to size {2 ** (len(PUBLISHED_WIDTHS[variant]) + 1)}"
+            )
         return list(PUBLISHED_WIDTHS[variant][:blocks])
     if is_count(width, MOST_FEATURES):
         return [int(width)] * blocks
     if isinstance(width, list | tuple):
         return checked_counts("width", width, blocks, MOST_FEATURES)
-    raise ValueError(
-        f"width: got {shown(width)}, must be 'published', or one or {blocks} whole numbers from 1 to {MOST_FEATURES}"
+    raise ArgumentError(
+        "width", f"got {shown(width)}, must be 'published', or one or {blocks} whole numbers from 1 to {MOST_FEATURES}"
     )
 
 
@@ -413,18 +416,22 @@ def _as_points(coords: Tensor, batch: int) -> tuple[Tensor, tuple[int, int] | No
         return coords.flatten(0, 1)[None], (shape[0], shape[1])
     if coords.dim() == 4 and shape[0] in (1, batch):
         return coords.flatten(1, 2), (shape[1], shape[2])
-    raise ValueError(f"coords: got shape {shape}, must be [P, D], [{batch}, P, D], [H, W, D] or [{batch}|1, H, W, D]")
+    raise ArgumentError(
+        "coords", f"got shape {shape}, must be [P, D], [{batch}, P, D], [H, W, D] or [{batch}|1, H, W, D]"
+    )
 
 
 def _as_mixed_points(coords: Tensor, mix: Tensor, anchors: int) -> tuple[Tensor, Tensor, tuple[int, int] | None]:
     """Coordinates as a list [B|1, P, D], weights of anchors [B, P, J], and the grid's (H, W) if they are one."""
     if coords.dim() not in (2, 3, 4):
-        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [P, D], [H, W, D] or [B|1, H, W, D]")
+        raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [P, D], [H, W, D] or [B|1, H, W, D]")
     shape = tuple(coords.shape[:1] if coords.dim() == 2 else coords.shape[-3:-1])  # (P,) or (H, W)
     images = mix.shape[: -1 - len(shape)]
     if mix.dim() <= len(shape) or mix.shape[len(images) :] != (*shape, anchors) or len(images) > 1:
         wanted = [*shape, anchors]
-        raise ValueError(f"mix: got shape {list(mix.shape)}, must be {wanted}, or such weights for each of B images")
+        raise ArgumentError(
+            "mix", f"got shape {list(mix.shape)}, must be {wanted}, or such weights for each of B images"
+        )
     images, pixels = coords.shape[:1] if coords.dim() == 4 else (1,), math.prod(shape)
     points = coords.reshape(*images, pixels, coords.shape[-1])
     mix = mix.reshape(*(mix.shape[: -1 - len(shape)] or (1,)), pixels, anchors)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grids, render
-from .checks import check_choice
+from .checks import ArgumentError, check_choice
 from .files.pictures import NOT_FINITE
 from .generator import CIPSGenerator
 from .grids import WHOLE, Region
@@ -58,6 +58,21 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, projection: Projection):
         super().__init__()
         self.projection = projection
+
+
+class Diverged(FloatingPointError):
+    """The loss is no longer finite; a lower learning rate helps.
+
+    Attributes:
+        loss: which loss, at which step.
+    """
+
+    def __init__(self, loss: str):
+        super().__init__(loss)
+        self.loss = loss
+
+    def __str__(self) -> str:
+        return f"{self.loss}: lower learning_rate"
 
 
 Callback = Callable[[dict[str, float]], None]
@@ -117,10 +132,10 @@ def project(
     """
     settings = _Settings(space, steps, learning_rate, pixels_per_step, prior, noise, starts, seed)
     if perceptual < 0 or not math.isfinite(perceptual):
-        raise ValueError(f"perceptual: got {perceptual}, must be at least 0")
+        raise ArgumentError("perceptual", f"got {perceptual}, must be at least 0")
     picture = _picture(generator, target, mask, region)
     if perceptual and min(picture.known.shape) < SMALLEST:
-        raise ValueError(f"target: got {list(target.shape)}, a perceptual distance needs {SMALLEST} pixels a side")
+        raise ArgumentError("target", f"got {list(target.shape)}, a perceptual distance needs {SMALLEST} pixels a side")
     points = picture.points()
 
     def errors(w: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
@@ -164,9 +179,9 @@ def project_points(
     settings = _Settings(space, steps, learning_rate, pixels_per_step, prior, noise, starts, seed)
     dims = generator.native_grid().shape[-1]
     if coords.dim() != 2 or coords.shape[1] != dims or not len(coords):
-        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [P, {dims}] with at least one point")
+        raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [P, {dims}] with at least one point")
     if colours.shape != (len(coords), 3):
-        raise ValueError(f"colours: got shape {list(colours.shape)}, must be {[len(coords), 3]}")
+        raise ArgumentError("colours", f"got shape {list(colours.shape)}, must be {[len(coords), 3]}")
     _check_finite("coords", coords, math.inf)
     _check_finite("colours", colours, LARGEST_COLOUR)
     points = _Points(coords.to(generator.mean_latent), colours.to(generator.mean_latent))
@@ -193,18 +208,18 @@ class _Settings:
     def __post_init__(self):
         check_choice("space", self.space, SPACES)
         if self.steps < 1:
-            raise ValueError(f"steps: got {self.steps}, must be at least 1")
+            raise ArgumentError("steps", f"got {self.steps}, must be at least 1")
         if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: got {self.learning_rate}, must be more than 0")
+            raise ArgumentError("learning_rate", f"got {self.learning_rate}, must be more than 0")
         if self.pixels_per_step is not None and self.pixels_per_step < 1:
-            raise ValueError(f"pixels_per_step: got {self.pixels_per_step}, must be at least 1, or None for all")
+            raise ArgumentError("pixels_per_step", f"got {self.pixels_per_step}, must be at least 1, or None for all")
         if not 0 <= self.starts <= SAMPLES:
-            raise ValueError(f"starts: got {self.starts}, must be 0 to {SAMPLES}")
+            raise ArgumentError("starts", f"got {self.starts}, must be 0 to {SAMPLES}")
         if not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"seed: got {self.seed}, must be 0 to {LARGEST_SEED}")
+            raise ArgumentError("seed", f"got {self.seed}, must be 0 to {LARGEST_SEED}")
         for name in ("prior", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: got {getattr(self, name)}, must be at least 0")
+                raise ArgumentError(name, f"got {getattr(self, name)}, must be at least 0")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -283,14 +298,14 @@ def _at_most(images: Tensor, side: int) -> Tensor:
 
 def _picture(generator: CIPSGenerator, target: Tensor, mask: Tensor | None, region: Region) -> _Picture:
     if target.dim() != 3 or target.shape[0] != 3 or not target.numel():
-        raise ValueError(f"target: got shape {list(target.shape)}, must be [3, H, W]")
+        raise ArgumentError("target", f"got shape {list(target.shape)}, must be [3, H, W]")
     height, width = target.shape[1:]
     if mask is None:
         mask = torch.ones(height, width, dtype=torch.bool)
     if mask.dtype != torch.bool or mask.shape != (height, width):
-        raise ValueError(f"mask: got {mask.dtype} {list(mask.shape)}, must be torch.bool {[height, width]}")
+        raise ArgumentError("mask", f"got {mask.dtype} {list(mask.shape)}, must be torch.bool {[height, width]}")
     if not mask.any():
-        raise ValueError("mask: got no known pixel, must have at least one")
+        raise ArgumentError("mask", "got no known pixel, must have at least one")
     _check_finite("target", target[:, mask.to(target.device)], LARGEST_COLOUR)
     render.check_region(region, generator.geometry)
     x, y = grids.axes(height, width, region, geometry=generator.geometry)
@@ -302,10 +317,10 @@ def _picture(generator: CIPSGenerator, target: Tensor, mask: Tensor | None, regi
 def _check_finite(name: str, values: Tensor, largest: float) -> None:
     """Raise ValueError unless all values are finite and not far beyond [-1, 1], if that is asked for."""
     if not values.isfinite().all():
-        raise ValueError(f"{name}: got values that are not finite")
+        raise ArgumentError(name, "got values that are not finite")
     if values.abs().max() > largest:
         least, most = values.min().item(), values.max().item()
-        raise ValueError(f"{name}: got values from {least:g} to {most:g}, must be in [-1, 1]")
+        raise ArgumentError(name, f"got values from {least:g} to {most:g}, must be in [-1, 1]")
 
 
 def _descend(
@@ -334,7 +349,7 @@ def _descend(
                 optimizer.step()
                 entry = {"step": step, "loss": loss.item()} | {name: term.item() for name, term in terms.items()}
                 if not math.isfinite(entry["loss"]):
-                    raise FloatingPointError(f"the loss is {entry['loss']} at step {step}: lower learning_rate")
+                    raise Diverged(f"the loss is {entry['loss']} at step {step}")
                 kept = (mean + spread * v).detach()
                 losses.append(entry)
                 if callback is not None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .backends.choice import BACKENDS
 from .checkpoint import SETTINGS, from_tensors, read_tensors
-from .checks import check_choice
-from .files.untrusted import OTHER, SAFETENSORS, first_line, kind_of, not_a_checkpoint
+from .checks import ArgumentError, argument_os_error, check_choice
+from .files.untrusted import OTHER, SAFETENSORS, CheckpointError, first_line, kind_of, not_a_checkpoint
 from .generator import ACTIVATIONS, CIPSGenerator
 from .published import load_published
 from .run_checkpoints import open_newest
@@ -51,7 +51,7 @@ def load(
     if activation is not None:
         check_choice("activation", activation, ACTIVATIONS)
     if not isinstance(source, str | os.PathLike):
-        raise ValueError(f"source: got {type(source).__name__}, must be a path: {SOURCES}")
+        raise ArgumentError("source", f"got {type(source).__name__}, must be a path: {SOURCES}")
     where = _device(device)
 
     def read(path: Path) -> CIPSGenerator:
@@ -67,9 +67,8 @@ def _newest(folder: Path, read: Callable[[Path], CIPSGenerator]) -> CIPSGenerato
         path, generator, passed_over = open_newest(folder, read)
     except FileNotFoundError:
         inner = " (give the run's folder, not the one of its checkpoints)" if folder.name == "checkpoints" else ""
-        raise FileNotFoundError(
-            f"source: got {str(folder)!r}, a folder without checkpoints, must be {SOURCES}{inner}"
-        ) from None
+        reason = f"got {str(folder)!r}, a folder without checkpoints, must be {SOURCES}{inner}"
+        raise argument_os_error(FileNotFoundError, "source", reason) from None
     if passed_over:
         reasons = "; ".join(f"{file.name} {reason}" for file, reason in passed_over)
         warnings.warn(f"{str(folder)!r}: {reasons}; {path.name} is used", stacklevel=3)
@@ -81,9 +80,10 @@ def _read(path: Path, activation: str | None, integer_coords: bool, backend: str
     try:
         kind = kind_of(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"source: got {str(path)!r}, which is not a file, must be {SOURCES}") from None
+        reason = f"got {str(path)!r}, which is not a file, must be {SOURCES}"
+        raise argument_os_error(FileNotFoundError, "source", reason) from None
     if kind == OTHER:
-        raise ValueError(f"{not_a_checkpoint(path)}; must be {SOURCES}")
+        raise CheckpointError(path, f"{not_a_checkpoint(path).fault}; must be {SOURCES}")
     content: Path | dict[str, Tensor] = path
     if kind == SAFETENSORS:
         content, metadata = read_tensors(path)
@@ -93,18 +93,18 @@ def _read(path: Path, activation: str | None, integer_coords: bool, backend: str
             return generator
     try:
         return load_published(content, activation=activation, integer_coords=integer_coords, backend=backend)
-    except ValueError as error:
-        if not str(error).startswith("state_dict"):
+    except ArgumentError as error:
+        if error.name != "state_dict":
             raise
-        raise ValueError(f"checkpoint: {str(path)!r} cannot be used ({error})") from None
+        raise CheckpointError(path, f"cannot be used ({error})") from None
 
 
 def _check_told(generator: CIPSGenerator, activation: str | None, integer_coords: bool) -> None:
     """Raise ValueError where the caller said something else than a checkpoint of this library."""
     if activation not in (None, generator.activation):
-        raise ValueError(f"activation: got {activation!r}, but the checkpoint's is {generator.activation!r}")
+        raise ArgumentError("activation", f"got {activation!r}, but the checkpoint's is {generator.activation!r}")
     if integer_coords and not generator.integer_coords:
-        raise ValueError("integer_coords: got True, but the checkpoint's grid is not counted in pixels")
+        raise ArgumentError("integer_coords", "got True, but the checkpoint's grid is not counted in pixels")
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -113,7 +113,7 @@ def _device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"device: got {name!r}, which cannot be used here ({first_line(error)})") from None
+        raise ArgumentError("device", f"got {name!r}, which cannot be used here ({first_line(error)})") from None
     if device.type == "meta":
-        raise ValueError(f"device: got {name!r}, which holds no values")
+        raise ArgumentError("device", f"got {name!r}, which holds no values")
     return device

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import ArgumentError
 from .generator import CIPSGenerator
 from .pixels import check_size
 from .render import Picture, digest, synthesise
@@ -37,10 +38,12 @@ class Panorama(Picture):
         self, generator: CIPSGenerator, w: Tensor, height: int, width: int, *, dtype: torch.dtype = torch.float32
     ):
         if generator.geometry != "plane":
-            raise ValueError(f"generator: got geometry {generator.geometry!r}, must be 'plane': it needs no blending")
+            raise ArgumentError(
+                "generator", f"got geometry {generator.geometry!r}, must be 'plane': it needs no blending"
+            )
         if len(w) < 2 or len(w) % 2:
-            raise ValueError(
-                f"w: got {len(w)} latents, must be an even number of at least 2: parts are mirrored in turn"
+            raise ArgumentError(
+                "w", f"got {len(w)} latents, must be an even number of at least 2: parts are mirrored in turn"
             )
         check_size(height, width)
         self.generator, self.w, self.dtype = generator, w, dtype

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import ArgumentError
+
 SMALLEST = 32
 # The last block before each halving, and the last one: 16, 24, 40, 112 and 320 channels at 1/2, 1/4, … 1/32 of a side.
 STAGE_ENDS = (0, 2, 4, 10, 15)
@@ -36,9 +38,9 @@ def perceptual_distance(images: Tensor, others: Tensor) -> Tensor:
     """
     for name, each in (("images", images), ("others", others)):
         if each.dim() != 4 or each.shape[1] != 3 or min(each.shape[2:]) < SMALLEST:
-            raise ValueError(f"{name}: got shape {list(each.shape)}, must be [B, 3, H, W] with H, W ≥ {SMALLEST}")
+            raise ArgumentError(name, f"got shape {list(each.shape)}, must be [B, 3, H, W] with H, W ≥ {SMALLEST}")
     if images.shape[2:] != others.shape[2:] or (len(images) != len(others) and 1 not in (len(images), len(others))):
-        raise ValueError(f"others: got shape {list(others.shape)}, must fit images {list(images.shape)}")
+        raise ArgumentError("others", f"got shape {list(others.shape)}, must fit images {list(images.shape)}")
     stages = [
         (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2))
         for a, b in zip(features(images), features(others), strict=True)

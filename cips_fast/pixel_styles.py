@@ -22,6 +22,7 @@ from . import reference as ref
 from .backends import triton_ops
 from .backends.autocast import autocast_dtype, without_autocast
 from .backends.choice import resolve_backend
+from .checks import ArgumentError
 
 
 def mixed_fc(
@@ -84,9 +85,9 @@ def _differentiated(*tensors: Tensor | None) -> bool:
 def _check(x: Tensor, weight: Tensor, styles: Tensor, mix: Tensor) -> None:
     I = weight.shape[1]
     if styles.dim() != 2 or styles.shape[1] != I:
-        raise ValueError(f"styles: got shape {list(styles.shape)}, must be [J, {I}]")
+        raise ArgumentError("styles", f"got shape {list(styles.shape)}, must be [J, {I}]")
     if x.dim() != 3 or x.shape[2] != I:
-        raise ValueError(f"x: got shape {list(x.shape)}, must be [B|1, P, {I}]")
+        raise ArgumentError("x", f"got shape {list(x.shape)}, must be [B|1, P, {I}]")
     if mix.dim() != 3 or mix.shape[1:] != (x.shape[1], len(styles)) or len(x) not in (1, len(mix)):
         batch = len(x) if len(x) > 1 else "B"
-        raise ValueError(f"mix: got shape {list(mix.shape)}, must be [{batch}, {x.shape[1]}, {len(styles)}]")
+        raise ArgumentError("mix", f"got shape {list(mix.shape)}, must be [{batch}, {x.shape[1]}, {len(styles)}]")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .backends.choice import BACKENDS
 from .checkpoint import SETTINGS, check_names_and_shapes, fill, not_finite, read_tensors, unfilled
-from .checks import check_choice, shown
+from .checks import ArgumentError, check_choice, shown
 from .files.atomic import write_whole
 from .files.torch_files import read_torch_file
-from .files.untrusted import SAFETENSORS, first_line, kind_of
+from .files.untrusted import SAFETENSORS, CheckpointError, first_line, kind_of
 from .generator import CIPSGenerator
 
 MEAN_LATENT_SAMPLES = 4096
@@ -61,9 +61,9 @@ def load_published(
     table = list(_published_names(layout))
     check_names_and_shapes(state, {published: shape for published, _, shape in table})
     if reason := not_finite(state):
-        raise ValueError(f"state_dict: {reason}")
+        raise ArgumentError("state_dict", reason)
     if mean_latent is not None and mean_latent.numel() != layout.style_features:
-        raise ValueError(f"mean_latent: got shape {list(mean_latent.shape)}, must be [{layout.style_features}]")
+        raise ArgumentError("mean_latent", f"got shape {list(mean_latent.shape)}, must be [{layout.style_features}]")
 
     shapes = {name: tensor.shape for name, tensor in layout.state_dict().items()}
     tensors = {own: state[published].reshape(shapes[own]) for published, own, _ in table if own}
@@ -125,9 +125,10 @@ def _check_can_be_published(generator: CIPSGenerator) -> None:
     for name, (value, wanted) in settings.items():
         if value != wanted:
             hint = ": the generators that this library trains are not, those of published checkpoints are"
-            raise ValueError(
-                f"{name}: got {value!r}, a published checkpoint can only be of {wanted!r}"
-                + (hint if name == "align_corners" else "")
+            raise ArgumentError(
+                name,
+                f"got {value!r}, a published checkpoint can only be of {wanted!r}"
+                + (hint if name == "align_corners" else ""),
             )
 
 
@@ -156,11 +157,11 @@ def _read(path: str | Path) -> Mapping[str, object]:
     if kind_of(path) == SAFETENSORS:
         tensors, metadata = read_tensors(path)
         if SETTINGS in metadata:
-            raise ValueError(f"checkpoint: {str(path)!r} is one of cips_fast's own, which cips_fast.load reads")
+            raise CheckpointError(path, "is one of cips_fast's own, which cips_fast.load reads")
         return tensors
     content = read_torch_file(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"checkpoint: {str(path)!r} holds a {type(content).__name__}, must hold a dict of tensors")
+        raise CheckpointError(path, f"holds a {type(content).__name__}, must hold a dict of tensors")
     return content
 
 
@@ -173,7 +174,7 @@ def _inner(source: object, entries: tuple[str, ...]) -> Mapping[str, object]:
         if not found:
             return source
         source = source[found[0]]
-    raise ValueError(f"state_dict: got {type(source).__name__}, must be a dict of tensors")
+    raise ArgumentError("state_dict", f"got {type(source).__name__}, must be a dict of tensors")
 
 
 def _plain(state: Mapping[str, object]) -> dict[str, Tensor]:
@@ -187,7 +188,7 @@ def _plain(state: Mapping[str, object]) -> dict[str, Tensor]:
             parts = parts[1:]
         short = ".".join(parts)
         if short in plain:
-            raise ValueError(f"state_dict: {shown(name)} and another name are both {shown(short)}")
+            raise ArgumentError("state_dict", f"{shown(name)} and another name are both {shown(short)}")
         plain[short] = tensor
     return plain
 
@@ -206,9 +207,11 @@ def _check_copyable(name: str, tensor: Tensor, in_file: bool) -> None:
     plain = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
     if not plain or not tensor.is_floating_point():
         kind = tensor.dtype if plain else f"a tensor of layout {tensor.layout} on {tensor.device}"
-        raise ValueError(f"state_dict: {first_line(name, 60)}: got {kind}, must be a floating tensor with its values")
+        raise ArgumentError(
+            "state_dict", f"{first_line(name, 60)}: got {kind}, must be a floating tensor with its values"
+        )
     if in_file and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"state_dict: {first_line(name, 60)}: got fewer values than its shape has")
+        raise ArgumentError("state_dict", f"{first_line(name, 60)}: got fewer values than its shape has")
 
 
 def _sampled_mean_latent(generator: CIPSGenerator) -> Tensor:
@@ -230,19 +233,20 @@ def _published_config(
     required = ("emb.input", "style.1.weight", "lff.ffm.conv.weight")
     if missing := [name for name in required if name not in state] or ([last.format(1)] if not widths else []):
         names = ", ".join(first_line(name, 60) for name in list(state)[:NAMES_SHOWN]) or "no tensors"
-        raise ValueError(
-            f"state_dict: not a published CIPS generator, it lacks {', '.join(missing)}; "
-            f"it has {names}{', …' if len(state) > NAMES_SHOWN else ''}"
+        raise ArgumentError(
+            "state_dict",
+            f"not a published CIPS generator, it lacks {', '.join(missing)}; "
+            f"it has {names}{', …' if len(state) > NAMES_SHOWN else ''}",
         )
     found["size"] = 2 ** (len(widths) + 1)
     for name, value in (("variant", variant), ("size", size)):
         if value is not None and value != found[name]:
-            raise ValueError(f"{name}: got {value!r}, but the state_dict's names and shapes are of {found[name]!r}")
+            raise ArgumentError(name, f"got {value!r}, but the state_dict's names and shapes are of {found[name]!r}")
     choices = ("lrelu",) if any(name.endswith("activate.bias") for name in state) else ("sin", "sinrelu")
     activation = activation or (choices[0] if len(choices) == 1 else None)
     if activation not in choices:
-        raise ValueError(
-            f"activation: got {activation!r}, by the biases' names it is {' or '.join(map(repr, choices))}"
+        raise ArgumentError(
+            "activation", f"got {activation!r}, by the biases' names it is {' or '.join(map(repr, choices))}"
         )
     found |= {
         "width": widths,
@@ -258,7 +262,7 @@ def _published_config(
 def _shape(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
     """A tensor's shape; ValueError unless it has so many dimensions."""
     if state[name].dim() != dims:
-        raise ValueError(f"state_dict: {name}: got {shown(list(state[name].shape))}, must have {dims} dimensions")
+        raise ArgumentError("state_dict", f"{name}: got {shown(list(state[name].shape))}, must have {dims} dimensions")
     return tuple(state[name].shape)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from .files.untrusted import CheckpointError
+
 NAME = re.compile(r"step-([0-9]+)\.safetensors")
 LATEST = "latest"
 Content = TypeVar("Content")
@@ -78,7 +80,8 @@ def reason(path: Path, error: Exception) -> str:
     """Why a checkpoint cannot be used, as the rest of a sentence that begins with its name."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})"
-    return str(error).removeprefix(f"checkpoint: {str(path)!r} ").replace("\n", " ")
+    fault = error.fault if isinstance(error, CheckpointError) else str(error)
+    return fault.replace("\n", " ")
 
 
 def _candidates(folder: str | Path) -> tuple[list[Path], PassedOver]:

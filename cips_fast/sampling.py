@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import not_finite
+from .checks import ArgumentError
 from .files import pictures
 from .generator import CIPSGenerator
 
@@ -34,7 +35,7 @@ def latents(seeds: int | Sequence[int], generator: CIPSGenerator | int) -> Tenso
     of_generator = isinstance(generator, CIPSGenerator)
     features = generator.style_features if of_generator else generator
     if not isinstance(features, int) or features < 1:
-        raise ValueError(f"generator: got {features!r}, must be a CIPSGenerator or a positive number of features")
+        raise ArgumentError("generator", f"got {features!r}, must be a CIPSGenerator or a positive number of features")
     z = [torch.randn(features, generator=torch.Generator().manual_seed(seed)) for seed in _whole(seeds)]
     z = torch.stack(z) if z else torch.empty(0, features)
     return z.to(generator.mean_latent.device) if of_generator else z
@@ -53,11 +54,11 @@ def save_image(path: str | Path, rgb: Tensor) -> None:
         OSError: the file cannot be written.
     """
     if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"path: got {type(path).__name__}, must be a path")
+        raise ArgumentError("path", f"got {type(path).__name__}, must be a path")
     if not isinstance(rgb, Tensor) or not rgb.is_floating_point():
-        raise ValueError(f"rgb: got {getattr(rgb, 'dtype', type(rgb).__name__)}, must be a floating tensor")
+        raise ArgumentError("rgb", f"got {getattr(rgb, 'dtype', type(rgb).__name__)}, must be a floating tensor")
     if rgb.dim() not in (3, 4) or rgb.shape[-3] != 3 or not rgb.numel():
-        raise ValueError(f"rgb: got shape {list(rgb.shape)}, must be [3, H, W] or [B, 3, H, W]")
+        raise ArgumentError("rgb", f"got shape {list(rgb.shape)}, must be [3, H, W] or [B, 3, H, W]")
     if reason := not_finite({"rgb": rgb}):
         raise ValueError(reason)
     images = [pictures.to_pixels(image) for image in (rgb if rgb.dim() == 4 else rgb[None])]
@@ -69,8 +70,8 @@ def _whole(seeds: int | Sequence[int]) -> list[int]:
     try:
         numbers = list(map(operator.index, seeds)) if hasattr(seeds, "__iter__") else [operator.index(seeds)]
     except TypeError:
-        raise ValueError(f"seeds: got {seeds!r:.60}, must be whole numbers") from None
+        raise ArgumentError("seeds", f"got {seeds!r:.60}, must be whole numbers") from None
     for number in numbers:
         if not 0 <= number <= LARGEST_SEED:
-            raise ValueError(f"seeds: got {number}, must be 0 to {LARGEST_SEED}")
+            raise ArgumentError("seeds", f"got {number}, must be 0 to {LARGEST_SEED}")
     return numbers

@@ -7,7 +7,7 @@ checks the type and range of each.
 import json
 from collections.abc import Mapping
 
-from .checks import shown
+from .checks import ArgumentError, shown
 from .generator import LARGEST_SIZE
 
 LONGEST = 1 << 16  # characters of the JSON text
@@ -27,14 +27,14 @@ def parse_settings(text: str) -> dict:
         ValueError: the text is no such JSON; the message names the setting, what it is and what it must be.
     """
     if len(text) > LONGEST:
-        raise ValueError(f"settings: got {len(text)} characters, must be at most {LONGEST}")
+        raise ArgumentError("settings", f"got {len(text)} characters, must be at most {LONGEST}")
     try:
         settings = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ValueError(f"settings: must be JSON ({reason})") from None
+        raise ArgumentError("settings", f"must be JSON ({reason})") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"settings: got {shown(settings)}, must be a JSON object")
+        raise ArgumentError("settings", f"got {shown(settings)}, must be a JSON object")
     if unknown := [name for name in settings if name not in NAMES]:
         raise ValueError(f"unknown settings {_listed(unknown)}: was it written by a later version?")
     if missing := [name for name in NAMES if name not in settings]:
@@ -60,7 +60,7 @@ def check_agreement(settings: Mapping[str, object], shapes: Mapping[str, tuple[i
         found["width"] = [next(iter(shapes[f"layers.{place}.weight"]), 0) for place in range(1, layers, 2)]
     for name in NAMES:
         if name in found and found[name] != settings[name]:
-            raise ValueError(f"{name}: got {shown(settings[name])}, but the tensors are of {shown(found[name])}")
+            raise ArgumentError(name, f"got {shown(settings[name])}, but the tensors are of {shown(found[name])}")
 
 
 def _count(names: Mapping[str, object], pattern: str) -> int:

@@ -19,7 +19,7 @@ from .backends import network_ops
 from .backends.autocast import autocast_dtype
 from .backends.choice import is_one_operator, resolve_backend
 from .backends.threads import slices
-from .checks import check_choice, is_count, shown
+from .checks import ArgumentError, check_choice, is_count, shown
 from .kernels.network import Network
 from .pixel_styles import mixed_fc
 
@@ -79,7 +79,7 @@ def synthesis(
     chosen = resolve_backend(backend, coords.device, dtype)
     if activation == "lrelu" and noise_strength is None and mix is None and is_one_operator(chosen, dtype):
         if chosen == "triton" and coords.shape[-1] not in (2, 3):
-            raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
+            raise ArgumentError("coords", f"got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
         form = (len(network.weights), network.residual, network.align_corners)
         arguments = (coords.float(), at.float(), tensors, *form, dtype, chosen)
         if not differentiated:
@@ -105,22 +105,24 @@ def checked_chunk(pixel_chunk: int | None) -> int | None:
         return None
     if not is_count(pixel_chunk, LARGEST_CHUNK):
         wanted = "a whole number of at least 1, or None to keep all activations"
-        raise ValueError(f"pixel_chunk: got {shown(pixel_chunk)}, must be {wanted}")
+        raise ArgumentError("pixel_chunk", f"got {shown(pixel_chunk)}, must be {wanted}")
     return int(pixel_chunk)
 
 
 def _check_points(batch: int, dims: int, coords: Tensor, at: Tensor) -> None:
     if coords.dim() != 3 or coords.shape[0] not in (1, batch) or coords.shape[2] != dims:
-        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [{batch}|1, P, {dims}]")
+        raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [{batch}|1, P, {dims}]")
     if at.shape != (*coords.shape[:2], 2):
-        raise ValueError(f"at: got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]}, where the table is read")
+        raise ArgumentError(
+            "at", f"got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]}, where the table is read"
+        )
 
 
 def _check_mix(network: Network, coords: Tensor, mix: Tensor, noise_strength: Tensor | None) -> None:
     if noise_strength is not None:
-        raise ValueError("mix: got weights of anchors for a network with noise, which takes one style an image")
+        raise ArgumentError("mix", "got weights of anchors for a network with noise, which takes one style an image")
     if mix.dim() != 3 or mix.shape[1:] != (*coords.shape[1:2], network.batch):
-        raise ValueError(f"mix: got shape {list(mix.shape)}, must be [B, {coords.shape[1]}, {network.batch}]")
+        raise ArgumentError("mix", f"got shape {list(mix.shape)}, must be [B, {coords.shape[1]}, {network.batch}]")
 
 
 def in_chunks(

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_choice
+from .checks import ArgumentError, check_choice
 from .generator import CIPSGenerator
 from .grids import Region
 
@@ -39,9 +39,11 @@ def walk(keys: Tensor, frames: int, kind: str = "linear", *, closed: bool = Fals
     """
     check_choice("kind", kind, KINDS)
     if keys.dim() != 2 or len(keys) < 2 or not keys.is_floating_point():
-        raise ValueError(f"keys: got {list(keys.shape)} of {keys.dtype}, must be floating-point [K, S], K at least 2")
+        raise ArgumentError(
+            "keys", f"got {list(keys.shape)} of {keys.dtype}, must be floating-point [K, S], K at least 2"
+        )
     if not bool(keys.isfinite().all()):
-        raise ValueError("keys: got values that are infinite or not numbers, must be finite")
+        raise ArgumentError("keys", "got values that are infinite or not numbers, must be finite")
     _check_frames(frames)
     points = keys.detach().to("cpu", torch.float64)  # not every device has float64
     segment, t = _places(len(points), frames, closed)
@@ -75,11 +77,11 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """
     lengths = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
     if not all(bool((length > 0).all()) for length in lengths):
-        raise ValueError("keys: got one of zeros, which has no direction to go from on a sphere")
+        raise ArgumentError("keys", "got one of zeros, which has no direction to go from on a sphere")
     a, b = a / lengths[0], b / lengths[1]
     angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
     if bool((angle > math.pi - OPPOSITE).any()):
-        raise ValueError("keys: got neighbours in opposite directions, between which a sphere has no shortest way")
+        raise ArgumentError("keys", "got neighbours in opposite directions, between which a sphere has no shortest way")
     shares = [share * _sinc(share * angle) / _sinc(angle) for share in (1 - t, t)]
     return (shares[0] * a + shares[1] * b) * _lerp(*lengths, t)
 
@@ -101,8 +103,8 @@ def mixing(generator: CIPSGenerator, w_rows: Tensor, w_columns: Tensor, crossove
         ValueError: the crossover is out of range, or the latents are not lists of vectors of one length.
     """
     if w_rows.dim() != 2 or w_columns.dim() != 2 or w_rows.shape[1] != w_columns.shape[1]:
-        raise ValueError(
-            f"w_rows, w_columns: got {list(w_rows.shape)}, {list(w_columns.shape)}, must be [R, S], [C, S]"
+        raise ArgumentError(
+            "w_rows, w_columns", f"got {list(w_rows.shape)}, {list(w_columns.shape)}, must be [R, S], [C, S]"
         )
     rows, columns = len(w_rows), len(w_columns)
     mixed = generator.mix(w_rows.repeat_interleave(columns, 0), w_columns.repeat(rows, 1), crossover)
@@ -129,10 +131,10 @@ def zoom(start: Region, end: Region, frames: int) -> list[Region]:
     _check_frames(frames)
     for name, region in (("start", start), ("end", end)):
         if not all(map(math.isfinite, region)) or not all(_sides(region)):
-            raise ValueError(f"{name}: got {region}, must be finite (x0, y0, x1, y1) with x0 != x1 and y0 != y1")
+            raise ArgumentError(name, f"got {region}, must be finite (x0, y0, x1, y1) with x0 != x1 and y0 != y1")
     ratios = [last / first for first, last in zip(_sides(start), _sides(end), strict=True)]
     if min(ratios) <= 0:
-        raise ValueError(f"end: got {end}, which is mirrored against {start}, must be the same way round")
+        raise ArgumentError("end", f"got {end}, which is mirrored against {start}, must be the same way round")
     steps = [[_travelled(frame / (frames - 1), math.log(ratio)) for ratio in ratios] for frame in range(frames)]
     return [tuple(_lerp(start[i], end[i], step[i % 2]) for i in range(4)) for step in steps]
 
@@ -153,7 +155,7 @@ def magnified(region: Region, factor: float, centre: tuple[float, float]) -> Reg
         ValueError: a factor that is not positive.
     """
     if not 0 < factor < math.inf:
-        raise ValueError(f"factor: got {factor}, must be a positive number")
+        raise ArgumentError("factor", f"got {factor}, must be a positive number")
     halves = [side / factor / 2 for side in _sides(region)]
     return centre[0] - halves[0], centre[1] - halves[1], centre[0] + halves[0], centre[1] + halves[1]
 
@@ -210,4 +212,4 @@ def _travelled(t: float, growth: float) -> float:
 
 def _check_frames(frames: int) -> None:
     if frames < 2:
-        raise ValueError(f"frames: got {frames}, must be at least 2")
+        raise ArgumentError("frames", f"got {frames}, must be at least 2")

@@ -1,4 +1,4 @@
-"""Patterns of an untrained network: a CPPN whose layers are ModFC, so that every latent is another pattern.
+"""Draw patterns with an untrained network: a CPPN whose layers are ModFC, so that every latent gives another pattern.
 
 A compositional pattern producing network (Stanley, 2007) maps the coordinates of a pixel, x, y and the distance r from
 the centre, to its colour. Here a latent modulates the weights of every layer, and chooses the palette.
@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from cips_fast import ModFC, functional, grids
 from cips_fast.command_line import Parser, png_path, whole_number
 
+DEVICE_HELP = "device that computes (default: %(default)s)"
+
 
 class CPPN(nn.Module):
-    """(x, y, r) and a latent -> colour; with random weights it draws smooth patterns.
+    """(x, y, r) and a latent -> colour; with random weights the network draws smooth patterns.
 
     Args:
         latent_features: entries of a latent.
         width: channels between the layers.
-        activations: of the layers between the first and the last.
+        activations: activations of the layers between the first and the last.
         inks: colours of a palette.
         contrast: how sharply a pixel chooses its ink.
         backend: see `cips_fast.functional`.
@@ -41,7 +43,7 @@ class CPPN(nn.Module):
         super().__init__()
         options = {"style_features": latent_features, "backend": backend}
         self.first = ModFC(3, width, activation="lrelu", **options)
-        # Not demodulated, a latent also sets how strong a layer is, and with it how busy the pattern.
+        # Without demodulation a latent also scales a layer's output, which makes a pattern plain or busy.
         self.hidden = nn.ModuleList(
             ModFC(width, width, activation=activation, demodulate=False, **options) for activation in activations
         )
@@ -49,7 +51,7 @@ class CPPN(nn.Module):
         self.palette = nn.Linear(latent_features, inks * 3)
         self.contrast = contrast
         for layer in (self.first, *self.hidden):
-            nn.init.normal_(layer.bias, std=0.5)  # at zero, as for training, all patterns would resemble each other
+            nn.init.normal_(layer.bias, std=0.5)  # with biases of zero all patterns would look alike
         nn.init.normal_(self.palette.weight, std=0.75)
         nn.init.normal_(self.palette.bias, std=1.5)
 
@@ -70,7 +72,7 @@ def coordinates(size: int, zoom: float = 3.0) -> Tensor:
 
 
 def contact_sheet(pictures: Tensor) -> Image.Image:
-    """Pictures in [0, 1], [B, H, W, 3], row by row in a grid about as wide as high; places left over are white."""
+    """Pictures in [0, 1], [B, H, W, 3], row by row in a grid about as wide as high; the rest is white."""
     count, height, width, _ = pictures.shape
     columns = next(n for n in range(1, count + 1) if n * n >= count)
     rows = -(-count // columns)
@@ -83,13 +85,23 @@ def contact_sheet(pictures: Tensor) -> Image.Image:
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--latents", type=whole_number(1, 10_000), default=12, help="how many patterns (default: %(default)s)")
-    add("--seed", type=whole_number(0, 2**64 - 1), default=0, help="of the weights and latents (default: %(default)s)")
-    add("--size", type=whole_number(1, 8192), default=256, help="a pattern's side in pixels (default: %(default)s)")
-    add("--out", type=png_path, default=Path("cppn.png"), help="the picture (default: %(default)s)")
-    add("--backend", default="auto", choices=functional.BACKENDS, help="default: %(default)s")
-    add("--compile", action="store_true", help="torch.compile the network")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--latents", type=whole_number(1, 10_000), default=12, help="number of patterns (default: %(default)s)")
+    add(
+        "--seed",
+        type=whole_number(0, 2**64 - 1),
+        default=0,
+        help="seed of the weights and latents (default: %(default)s)",
+    )
+    add("--size", type=whole_number(1, 8192), default=256, help="side of a pattern in pixels (default: %(default)s)")
+    add("--out", type=png_path, default=Path("cppn.png"), help="picture to write, a .png (default: %(default)s)")
+    add(
+        "--backend",
+        default="auto",
+        choices=functional.BACKENDS,
+        help="implementation of the layers (default: %(default)s)",
+    )
+    add("--compile", action="store_true", help="compilation of the network by torch.compile")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help=DEVICE_HELP)
     options = parser.parse_args(arguments)
 
     torch.manual_seed(options.seed)

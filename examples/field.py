@@ -1,8 +1,8 @@
-"""Many scenes in one radiance field: a small NeRF whose layers are ModFC, with one learned latent a scene.
+"""Train one radiance field for many scenes: a small NeRF whose layers are ModFC, with a learned latent for each scene.
 
-Every scene is a ball on a box, with colours and sizes of its own. Random rays, whose true colours are computed by
-intersection, train the field and the latents together (an auto-decoder). The picture's rows: the truth as a camera sees
-it, the field's rendering, and the renderings of latents half-way between a scene's and the next one's.
+Each scene is a ball on a box, whose colours and sizes differ from scene to scene. Random rays, whose true colours are
+computed by intersection, train the field and the latents together (an auto-decoder). The rows of the picture show the
+true views of a camera, the views that the field renders, and views of latents half-way between one scene and the next.
 
     python examples/field.py --steps 600 --scenes 6 --out field.png
 """
@@ -20,12 +20,18 @@ from torch import Tensor, nn
 from cips_fast import ModFC, functional, grids
 from cips_fast.command_line import Parser, png_path, whole_number
 
-NEAR, FAR, SAMPLES, DISTANCE = 1.6, 4.0, 32, 2.8  # along a ray, and of the eye from the centre
+DEVICE_HELP = "device that computes (default: %(default)s)"
+NEAR, FAR, SAMPLES, DISTANCE = (
+    1.6,
+    4.0,
+    32,
+    2.8,
+)  # distances and samples along a ray; distance of the eye from the centre
 Z = 16  # entries of a latent
 
 
 class Field(nn.Module):
-    """Positions, view directions and a latent -> density and colour.   B scenes   R rays   N samples a ray"""
+    """Positions, view directions and a latent -> density and colour.   B scenes   R rays   N samples per ray"""
 
     def __init__(self, width: int = 64, depth: int = 3, octaves: int = 5, *, backend: str = "auto"):
         super().__init__()
@@ -43,17 +49,17 @@ class Field(nn.Module):
         x = torch.cat([points, waves.sin(), waves.cos()], -1)
         for layer in self.trunk:
             x = layer(x, latent)
-        # Air would else be as thin as e⁻¹⁰⁰, and its gradients denormal numbers, with which CPUs are slow.
+        # Without the clamp the density of air falls to e⁻¹⁰⁰, whose gradients are denormal numbers: slow on a CPU.
         density = F.softplus((10 * self.density(x, latent)[..., 0]).clamp(min=-20))
         x = self.shade(torch.cat([x, directions[:, :, None].expand_as(points)], -1), latent)
         return density, self.colour(x, latent).sigmoid()
 
 
 def render(field, origins: Tensor, directions: Tensor, latent: Tensor, *, jitter: bool = False) -> Tensor:
-    """Colours of rays before a white background: origins and directions [B, R, 3], latents [B, Z] -> [B, R, 3]."""
-    places = torch.arange(SAMPLES) + (torch.rand(*origins.shape[:2], SAMPLES) if jitter else 0.5)
+    """Colours of rays in front of a white background: origins and directions [B, R, 3], latents [B, Z] -> [B, R, 3]."""
+    samples = torch.arange(SAMPLES) + (torch.rand(*origins.shape[:2], SAMPLES) if jitter else 0.5)
     step = (FAR - NEAR) / SAMPLES
-    distances = (NEAR + step * places[..., None]).to(origins.device)  # [B, R, N, 1] or [N, 1]
+    distances = (NEAR + step * samples[..., None]).to(origins.device)  # [B, R, N, 1] or [N, 1]
     density, colour = field(origins[:, :, None] + directions[:, :, None] * distances, directions, latent)
     depth = step * density
     arriving = torch.exp((depth - depth.cumsum(-1)).clamp(min=-20))  # share of the light
@@ -62,7 +68,7 @@ def render(field, origins: Tensor, directions: Tensor, latent: Tensor, *, jitter
 
 
 def true_colours(origins: Tensor, directions: Tensor) -> Tensor:
-    """Colours of rays by intersection, in one scene a row: origins and directions [B, R, 3] -> [B, R, 3]."""
+    """Colours of rays by intersection; each row is a scene: origins and directions [B, R, 3] -> [B, R, 3]."""
     turns = [i / len(origins) for i in range(len(origins))]
     hues = torch.tensor([[colorsys.hsv_to_rgb((t + shift) % 1, 0.8, 0.9) for t in turns] for shift in (0, 0.4)])
     wave = torch.tensor([[math.sin(2 * math.pi * t)] for t in turns])  # [B, 1]
@@ -70,7 +76,9 @@ def true_colours(origins: Tensor, directions: Tensor) -> Tensor:
     half_sides = torch.stack([0.45 - 0.15 * wave, 0.45 + 0.15 * wave, torch.full_like(wave, 0.3)], -1)  # [B, 1, 3]
 
     from_box = origins - torch.tensor([0.0, 0.0, -0.4])
-    sides = torch.stack([-half_sides - from_box, half_sides - from_box]) / directions  # where rays pass their planes
+    sides = (
+        torch.stack([-half_sides - from_box, half_sides - from_box]) / directions
+    )  # distances at which rays cross the planes of the sides
     to_box, axis = sides.amin(0).max(-1)
     to_box = torch.where(to_box < sides.amax(0).amin(-1), to_box, torch.inf)  # [B, R]
     from_ball = origins - F.pad((radius - 0.1)[..., None], (2, 0))
@@ -90,7 +98,7 @@ def true_colours(origins: Tensor, directions: Tensor) -> Tensor:
 
 
 def random_rays(scenes: int, rays: int) -> tuple[Tensor, Tensor]:
-    """Rays from all sides and above to near the centre: origins and directions, [scenes, rays, 3] each."""
+    """Rays from all sides and from above to points near the centre: origins and directions, [scenes, rays, 3] each."""
     origins = DISTANCE * F.normalize(torch.randn(scenes, rays, 3), dim=-1)
     origins[..., 2].abs_()
     targets = (torch.rand(scenes, rays, 3) - 0.5) * 1.6
@@ -112,7 +120,7 @@ def psnr(error: float) -> float:
 
 
 def train(field, latents: Tensor, steps: int, rays: int = 160) -> list[float]:
-    """Fit a field, and a latent a scene [B, Z], to random rays; returns every step's mean squared error."""
+    """Fit a field and a latent for each scene, [B, Z], to random rays; the mean squared error of each step."""
     optimizer = torch.optim.Adam([*field.parameters(), latents], betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.04, total_steps=steps, pct_start=0.1)
     losses, start = [], time.perf_counter()
@@ -134,7 +142,7 @@ def train(field, latents: Tensor, steps: int, rays: int = 160) -> list[float]:
 
 @torch.no_grad()
 def views(field, latents: Tensor, size: int) -> Tensor:
-    """What a camera sees of every scene, [B, size², 3]."""
+    """The views of a camera of all scenes, [B, size², 3]."""
     chunks = (rays.to(latents.device).split(512, 1) for rays in camera_rays(len(latents), size))
     return torch.cat([render(field, *chunk, latents) for chunk in zip(*chunks, strict=True)], 1).cpu()
 
@@ -142,14 +150,24 @@ def views(field, latents: Tensor, size: int) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--steps", type=whole_number(1, 1_000_000), default=600, help="of training (default: %(default)s)")
-    add("--scenes", type=whole_number(1, 1000), default=6, help="how many (default: %(default)s)")
-    add("--size", type=whole_number(1, 2048), default=96, help="a view's side in pixels (default: %(default)s)")
-    add("--seed", type=whole_number(0, 2**64 - 1), default=0, help="of the weights and the rays (default: %(default)s)")
-    add("--out", type=png_path, default=Path("field.png"), help="the picture (default: %(default)s)")
-    add("--backend", default="auto", choices=functional.BACKENDS, help="default: %(default)s")
-    add("--compile", action="store_true", help="torch.compile the field")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add("--steps", type=whole_number(1, 1_000_000), default=600, help="number of training steps (default: %(default)s)")
+    add("--scenes", type=whole_number(1, 1000), default=6, help="number of scenes (default: %(default)s)")
+    add("--size", type=whole_number(1, 2048), default=96, help="side of a view in pixels (default: %(default)s)")
+    add(
+        "--seed",
+        type=whole_number(0, 2**64 - 1),
+        default=0,
+        help="seed of the weights and the rays (default: %(default)s)",
+    )
+    add("--out", type=png_path, default=Path("field.png"), help="picture to write, a .png (default: %(default)s)")
+    add(
+        "--backend",
+        default="auto",
+        choices=functional.BACKENDS,
+        help="implementation of the layers (default: %(default)s)",
+    )
+    add("--compile", action="store_true", help="compilation of the field by torch.compile")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help=DEVICE_HELP)
     options = parser.parse_args(arguments)
 
     torch.manual_seed(options.seed)

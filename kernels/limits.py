@@ -35,7 +35,9 @@ def _compile_one(job: tuple[str, int]) -> Resources:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table with a row for each target."""
     parser = argparse.ArgumentParser(prog="python -m cips_fast.kernels.limits", description=__doc__.split("\n")[0])
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=TARGETS, help="architectures; all unless given")
+    parser.add_argument(
+        "--target", nargs="+", choices=TARGETS, default=TARGETS, help="architectures to compile for (default: all)"
+    )
     targets = dict.fromkeys(parser.parse_args(arguments).target)
     heads = ["Triton", "target", "kernels", "with stack", "most registers", "most shared KiB"]
     rows = []

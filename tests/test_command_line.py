@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -17,10 +18,12 @@ import torch
 
 from cips_fast import CIPSGenerator, checkpoint, commands, inversion, render
 from cips_fast.__main__ import command_names, main, parser_of_all
-from cips_fast.command_line import is_out_of_memory
+from cips_fast.checks import ArgumentError, argument_os_error
+from cips_fast.command_line import OptionError, is_out_of_memory, named_after_options
 from cips_fast.commands import _options, interpolate
 from cips_fast.files import pictures
 from cips_fast.files.movie import Movie
+from cips_fast.files.untrusted import CheckpointError
 
 from .pictures import ROOT, read
 
@@ -109,7 +112,10 @@ SAMPLE, FOVEATE, INTERPOLATE, PANORAMA, PROJECT = (
         ((*FOVEATE, "--size", "100000"), "--size: got 10000000000 pixels"),
         ((*INTERPOLATE, "--fps", "1e300"), "--fps: got 1e+300, must be a positive number, from 0.01 to 240"),
         ((*INTERPOLATE, "--seconds", "1e300"), "--seconds: got 1e+300, must be a positive number"),
-        ((*INTERPOLATE, "--seconds", "1e5"), "at 24 frames a second more than 100000 frames"),
+        (
+            (*INTERPOLATE, "--seconds", "1e5"),
+            "100000.0, which is more than 100000 frames at 24 frames per second",
+        ),
         ((*INTERPOLATE, "--zoom", "1e308"), "--zoom: got 1e+308, must be a positive number, from 1e-06 to 1e+09"),
         ((*INTERPOLATE, "--zoom", "2", "--pan", "1,0"), "--pan: not allowed with --zoom"),
         ((*INTERPOLATE, "--pan", "1e300,0"), "--pan: got '1e300,0', must be 2 numbers"),
@@ -190,13 +196,21 @@ def test_a_latent_that_is_not_finite_is_named(place, capsys):
 
 
 def library_names():
-    """Names of arguments that ValueErrors of the library begin with."""
+    """Names of arguments that errors of the library are about."""
     names = set()
-    for path in (ROOT / "cips_fast").glob("*.py"):
+    for path in (ROOT / "cips_fast").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Raise) and "ValueError" in ast.unparse(node):
-                names |= set(re.findall(r"ValueError\(f?['\"]([a-z_]+): ", ast.unparse(node)))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ArgumentError":
+                names |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
     return names
+
+
+def test_no_error_of_an_argument_is_a_mere_text():
+    """A `ValueError("name: got ...")` would reach users of the commands with the library's name."""
+    for path in [*(ROOT / "cips_fast").rglob("*.py"), *(ROOT / "train").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ValueError" and node.args:
+                assert not re.match(r"f?['\"][{}A-Za-z_, ]+: got ", ast.unparse(node.args[0])), path
 
 
 @pytest.mark.parametrize("command", command_names())
@@ -207,20 +221,39 @@ def test_errors_name_options_that_the_command_has(command):
     positional = [action.dest for action in actions_of(command) if not action.option_strings]
     args = parser_of_all().parse_args([command, *positional, *(["--out", "x"] if command == "convert" else [])])
     for name in sorted(names):
-        shown, _, reason = _options.with_option(args, f"{name}: got 1").partition(": ")
-        assert shown in options or (shown == name and reason == "got 1"), name
+        with pytest.raises(OptionError) as raised, _options.options_named(args):
+            raise ArgumentError(name, "got 1")
+        shown = str(raised.value).removesuffix(": got 1")
+        assert shown.removesuffix(f": {name}") in options or shown == name, name
+    shown = _options.option_names(args)
     if "--seeds" in options:
-        assert _options.with_option(args, "keys: got nan") == "--seeds: got nan"
-        assert _options.with_option(args, "height: got 0") == "--size: height: got 0"
+        assert shown["keys"] == "--seeds"
+        assert shown["height"] == "--size: height"
     if "--falloff" in options:
-        assert _options.with_option(args, "half_resolution: got 0") == "--falloff: got 0"
+        assert shown["half_resolution"] == "--falloff"
+
+
+def test_an_error_about_an_argument_is_an_object():
+    error = ArgumentError("half_resolution", "got 0, must be above 0")
+    options = {"half_resolution": "--falloff"}
+    for same in (error, pickle.loads(pickle.dumps(error))):
+        assert (same.name, same.reason) == ("half_resolution", "got 0, must be above 0")
+        assert str(same) == "half_resolution: got 0, must be above 0"
+    with pytest.raises(OptionError, match=r"^--falloff: got 0, must be above 0$"), named_after_options(options):
+        raise error
+    with pytest.raises(OptionError, match=r"^half_resolution: got 0"), named_after_options({}):
+        raise error
+    damaged = pickle.loads(pickle.dumps(CheckpointError("a.pt", "is empty")))
+    assert (damaged.name, damaged.fault, str(damaged)) == ("checkpoint", "is empty", "checkpoint: 'a.pt' is empty")
+    missing = argument_os_error(FileNotFoundError, "source", "got 'a'")
+    assert (str(missing), missing.name, missing.reason) == ("source: got 'a'", "source", "got 'a'")
 
 
 @pytest.mark.parametrize("command", command_names())
 def test_options_in_messages_exist(command):
     tree = ast.parse((ROOT / "cips_fast" / "commands" / f"{command}.py").read_text("utf-8"))
     calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    texts = " ".join(call for call in calls if call.startswith(("CommandError", "complain")))
+    texts = " ".join(call for call in calls if call.startswith(("OptionError", "complain")))
     assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", texts)) <= options_of(command)
 
 
@@ -338,7 +371,7 @@ def test_an_interrupted_inversion_keeps_what_it_found(place, capsys, monkeypatch
     monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
     capsys.readouterr()
     assert main([*arguments, "part"]) == 130
-    assert capsys.readouterr().err == "stopped: after 5 of 20 steps, whose result is in part\n"
+    assert capsys.readouterr().err == "stopped: 5 of 20 steps are done, their result is in part\n"
     assert sorted(os.listdir("part")) == ["losses.jsonl", "projected.png", "w.safetensors"]
     lines = [(place / name / "losses.jsonl").read_text().splitlines() for name in ("whole", "part")]
     assert lines[1] == lines[0][:5]

@@ -1,10 +1,12 @@
 """What an import does, and that a checkout that was never installed imports."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,31 @@ def test_import_needs_neither_triton_nor_cuda(tmp_path):
         "print('triton' in sys.modules, torch.cuda.is_initialized())"
     )
     assert run_python(code, tmp_path) == "False False"
+
+
+@pytest.mark.parametrize("module", ["train", "train.plot", "cips_fast.train", "cips_fast"])
+def test_no_file_is_loaded_under_two_names(tmp_path, module):
+    """`python -m train` has its modules as `train.x`; as `cips_fast.train.x` they would be other modules.
+
+    Only the map of the folder, train/__init__.py, is loaded twice.
+    """
+    arguments = ["sample", "--help"] if module == "cips_fast" else ["a", "b"]
+    if module.endswith("train"):
+        arguments = ["--res", "16", "--width", "8", "--device", "cpu", "--data", str(tmp_path), "--out", "run"]
+    code = f"""
+import contextlib, io, json, runpy, sys
+sys.argv[1:] = {arguments!r}
+with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stdout(said):
+        runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+files = {{name: getattr(module, "__file__", None) for name, module in sys.modules.items()}}
+print(json.dumps({{name: file for name, file in files.items() if file}}))
+"""
+    files = json.loads(run_python(code, tmp_path).splitlines()[-1])
+    ours = [(name, Path(file)) for name, file in files.items() if Path(file).is_relative_to(ROOT)]
+    assert len(ours) > 20
+    loaded = Counter(file for _, file in ours if file.name != "__init__.py")
+    assert [file for file, names in loaded.items() if names > 1] == []
 
 
 def test_a_wheel_has_its_version_and_says_that_it_is_typed(tmp_path):

@@ -264,10 +264,18 @@ def test_statistics_are_plotted(tmp_path, capsys):
     pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("L"))
     assert pixels.shape[1] > pixels.shape[0] > 200
     assert (pixels < 128).mean() > 0.005
-    assert plot.main([str(tmp_path), "x.png"]) == 2
-    assert "usage" in capsys.readouterr().err
-    assert plot.main([]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    required = "the following arguments are required: RUN_FOLDER, OUT.png (see python -m train.plot --help)"
+    for arguments, words in {
+        (
+            str(tmp_path),
+            "x.png",
+        ): f"RUN_FOLDER: got {str(tmp_path)!r}, must be the folder of a run, which has a stats.jsonl",
+        (str(run_folder.path), "x.xyz"): "OUT.png: got 'x.xyz', must end in one of .eps, ",
+        (): required,
+    }.items():
+        assert plot.main([*arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {words}")
     assert plot.main(["--help"]) == 0
     assert "RUN_FOLDER" in capsys.readouterr().out
 

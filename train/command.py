@@ -1,8 +1,8 @@
-"""The command `python -m train`."""
+"""The command `python -m train`, from its options to its exit status."""
 
 from collections.abc import Sequence
 
-from cips_fast.console import prepare_streams
+from cips_fast.console import complain, prepare_streams, say
 
 from .config import OptionError, Options, parse
 from .data.images import DataError
@@ -10,13 +10,12 @@ from .data.sources import open_source
 from .dry_run import describe
 from .failure import FAILED, RunFailure
 from .loop import run
-from .output import complain, say
 from .run_folder import RunFolder
 from .signals import abandoning
 
 
 def run_command(argv: Sequence[str] | None = None) -> int:
-    """Run the trainer and return the exit status; docs/training.md lists them."""
+    """Run the trainer and return the exit status; docs/training.md lists the exit statuses."""
     prepare_streams()
     try:
         options, dry_run = parse(argv)
@@ -32,17 +31,17 @@ def run_command(argv: Sequence[str] | None = None) -> int:
                 source = open_source(options.data, options.res, geometry=options.geometry)
             return run(options, folder, source)
     except OptionError as error:
-        complain(str(error))
+        complain(f"error: {error}")
     except DataError as error:
-        complain(f"--data: {error}")
+        complain(f"error: --data: {error}")
     except RunFailure as error:
-        complain(str(error))
+        complain(f"error: {error}")
         return error.status
     return FAILED
 
 
 def summary(options: Options) -> str:
-    """What was chosen for the user, in one line."""
+    """The most important options, in one line."""
     whole = f"{options.crop}x{options.crop} patches of " if options.patches else ""
     images = f"{whole}{options.data} at {options.res}x{options.res}"
     return (

@@ -1,11 +1,11 @@
-"""Options of a training run: the command line, the presets, and every check that needs no data."""
+"""Options of a training run: the command line, their default values, and all checks that need no data."""
 
 import argparse
 import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,18 @@ import torch
 
 from cips_fast.backends.choice import BACKENDS, resolve_backend
 from cips_fast.checks import shown
+from cips_fast.command_line import OptionError, Parser, named_after_options, option_of
 from cips_fast.files.images import reason_of
 from cips_fast.generator import ACTIVATIONS, VARIANTS
-from cips_fast.hardware import native_half
+from cips_fast.hardware import PRECISIONS, native_half
 from cips_fast.modules import GEOMETRIES, LARGEST_FREQUENCY, MOST_CELLS, MOST_MAPPING_LAYERS
 
 from .presets import MAX_CROP, NAMED_DATA, PRESETS
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-class OptionError(ValueError):
-    """A bad option: one line that names it, what it got and what it may be."""
-
 
 @dataclass(frozen=True)
 class Options:
-    """A run, fully resolved. Those in `MAY_CHANGE` may differ when a run folder is taken up again."""
+    """All options of a run, resolved. Those in `MAY_CHANGE` may differ when the run is resumed."""
 
     res: int
     data: str
@@ -72,29 +67,29 @@ class Options:
 
     @property
     def patches(self) -> bool:
-        """Whether the discriminator sees parts of images, and with them their coordinates."""
+        """Whether the discriminator sees patches of images, together with their coordinates."""
         return self.crop < self.res or self.geometry == "cylinder"
 
 
 MAY_CHANGE = frozenset({"out", "kimg", "device", "pixel_chunk", "log_every", "preview_minutes", "checkpoint_minutes"})
 
-INTEGER_MOST = 2**31 - 1
-NUMBER_MOST = 1e30  # a float32 holds it
-# The least and the largest value of each number. Of the sizes that networks are made of, memory may allow less.
+MAX_INTEGER = 2**31 - 1
+MAX_NUMBER = 1e30  # a float32 holds it
+# The smallest and the largest value of each number. Memory may allow only smaller networks.
 RANGES = {
     **dict.fromkeys(("width", "style_features", "d_channels"), (1, 16384)),
     "embedding_size": (1, MOST_CELLS),
     "mapping_layers": (1, MOST_MAPPING_LAYERS),
     "batch": (1, 65536),
-    **dict.fromkeys(("d_base", "pixel_chunk", "r1_every", "log_every"), (1, INTEGER_MOST)),
+    **dict.fromkeys(("d_base", "pixel_chunk", "r1_every", "log_every"), (1, MAX_INTEGER)),
     "seed": (0, 2**32 - 1),
     "style_mixing": (0, 1),
     "kimg": (1e-9, 10**9),
     **dict.fromkeys(("preview_minutes", "checkpoint_minutes"), (1e-9, 10**9)),
-    **dict.fromkeys(("g_lr", "d_lr"), (1e-30, NUMBER_MOST)),
+    **dict.fromkeys(("g_lr", "d_lr"), (1e-30, MAX_NUMBER)),
     "max_frequency": (1e-30, LARGEST_FREQUENCY),
     "embedding_std": (0, LARGEST_FREQUENCY),
-    **dict.fromkeys(("r1_gamma", "ema_kimg", "ema_ramp_up", "rgb_std", "style_std"), (0, NUMBER_MOST)),
+    **dict.fromkeys(("r1_gamma", "ema_kimg", "ema_ramp_up", "rgb_std", "style_std"), (0, MAX_NUMBER)),
 }
 KINDS = {
     "width": "'published' or a positive number",
@@ -103,26 +98,29 @@ KINDS = {
 }
 MAX_RES = 16384
 SUM_TOLERANCE = 1e-5  # of stride shares, which users round
-NUMPY_TOLERANCE = 1e-8
+NUMPY_TOLERANCE = 1e-8  # of probabilities, when NumPy draws by them
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Options, bool]:
-    """Options of a command line, and whether it is a dry run; OptionError names what does not fit."""
+    """The options of a command line, and whether it asks for a dry run; OptionError for a bad option."""
     given = vars(_parser().parse_args(argv))
     dry_run = given.pop("dry_run")
     options = resolve({name: value for name, value in given.items() if value is not None})
     if not dry_run:
-        from .dry_run import check_memory  # here, since that module needs this one
+        from .dry_run import check_memory  # imported here because that module imports this one
 
         check_memory(options)
     return options, dry_run
 
 
 def resolve(given: dict[str, Any]) -> Options:
-    """Fill in what was not given, from the preset and the machine, and check the whole.
+    """Fill in default values, which depend on the preset and the machine, and check all options.
+
+    Args:
+        given: values by option; `res` is required.
 
     Raises:
-        OptionError: an option that does not fit, alone or with another.
+        OptionError: an option cannot be used, alone or together with another.
     """
     device = _device(given.get("device", "auto"))
     preset = given.get("preset", "auto")
@@ -152,9 +150,10 @@ def resolve(given: dict[str, Any]) -> Options:
     }
     values |= given | {"device": device, "preset": preset, "res": res, "crop": crop}
     try:
-        resolve_backend(values["backend"], torch.device(device), torch.float32)
-    except (ValueError, ImportError) as error:
-        raise OptionError(f"--backend: {str(error).removeprefix('backend: ')}") from None
+        with named_after_options({"backend": "--backend"}):
+            resolve_backend(values["backend"], torch.device(device), torch.float32)
+    except ImportError as error:
+        raise OptionError(f"--backend: {error}") from None
     values["precision"] = _precision(given.get("precision", "auto"), device)
     values["stride_shares"] = _checked_shares(values["stride_shares"], res, crop, scales)
     options = Options(**values)
@@ -170,31 +169,27 @@ def _check(options: Options) -> None:
             kind = KINDS.get(name, "a positive number" if least else "a number")
             _require(least <= value <= most, name, value, f"{kind} from {least} to {most}")
     base = options.d_base
-    _require(
-        base >= options.crop, "d_base", base, f"at least --crop {options.crop}, for a channel or more at that size"
-    )
+    wanted = f"at least --crop {options.crop}, so that the discriminator has a channel at that size"
+    _require(base >= options.crop, "d_base", base, wanted)
     if options.width == "published":
-        _require(options.res <= 1024, "width", "published", f"a number with --res {options.res}, beyond 1024")
+        _require(options.res <= 1024, "width", "published", f"a number with --res {options.res}, more than 1024")
     elif options.activation == "sinrelu":
         _require(options.width % 2 == 0, "width", options.width, "even with --activation sinrelu")
     _check_networks(options)
 
 
 def _check_networks(options: Options) -> None:
-    """Make both networks without their numbers, so that what their constructors refuse is refused here."""
-    from .trainer import make_discriminator, make_generator  # here, since that module needs this one
+    """Make both networks without their weights, so that options which their constructors refuse are refused here."""
+    from .trainer import make_discriminator, make_generator  # imported here because that module imports this one
 
-    try:
-        with torch.device("meta"):
-            make_generator(options)
-            make_discriminator(options)
-    except ValueError as error:
-        name, colon, reason = str(error).partition(":")
-        raise OptionError(f"--{name.replace('_', '-')}{colon}{reason}") from None
+    names = {name: option_of(name) for name in Options.__dataclass_fields__}
+    with named_after_options(names | {"size": "--res", "channels": "--d-channels"}), torch.device("meta"):
+        make_generator(options)
+        make_discriminator(options)
 
 
 def check_path(name: str, path: str) -> None:
-    """Raise OptionError unless something is at the path of an option, or may be made there."""
+    """Raise OptionError unless a file or folder is at the path of an option, or one can be made there."""
     try:
         if not path:
             raise ValueError("an empty name")
@@ -202,7 +197,7 @@ def check_path(name: str, path: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:  # no permission, links in a loop, a long name, a folder below a file
-        raise OptionError(f"--{name}: got {path!r}, which cannot be used ({reason_of(error)})") from None
+        raise OptionError(f"{option_of(name)}: got {path!r}, which cannot be used ({reason_of(error)})") from None
 
 
 def _default_out(data: str, res: int) -> str:
@@ -219,17 +214,20 @@ def _is_power_of_two(number: int) -> bool:
 
 
 def _checked_shares(shares: Sequence[float], res: int, crop: int, scales: int) -> tuple[float, ...]:
-    """The shares of strides, divided by their sum where it is not 1 as NumPy demands when it draws by them."""
+    """The shares of strides; they are divided by their sum if it differs from 1 by more than NumPy allows."""
     total = sum(shares)
     fit = len(shares) == scales and min(shares) >= 0 and abs(total - 1) < SUM_TOLERANCE
     shares_of = "1 share, of stride 1" if scales == 1 else f"{scales} shares, of strides 1 to {2 ** (scales - 1)}"
-    wanted = f"{shares_of}, that sum to 1, with --res {res} and --crop {crop}"
+    wanted = f"{shares_of} that sum to 1, with --res {res} and --crop {crop}"
     _require(fit, "stride_shares", ",".join(f"{share:g}" for share in shares), wanted)
     return tuple(shares) if abs(total - 1) < NUMPY_TOLERANCE else tuple(share / total for share in shares)
 
 
 def _stride_shares(preset: str, scales: int) -> tuple[float, ...]:
-    """Published: every stride as often as any other. On a CPU the coarse ones more, since structure comes first."""
+    """Default shares: all strides equally often in the published training.
+
+    On a CPU large strides are more frequent, because the coarse structure is learned first.
+    """
     if preset == "cips":
         return (1 / scales,) * scales
     weights = [2.0**i for i in range(scales)]
@@ -262,17 +260,18 @@ def _device(name: str) -> str:
 def _precision(name: str, device: str) -> str:
     if name != "auto":
         return name
-    return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[native_half(device)]
+    native = native_half(device) or torch.float32
+    return next(known for known, dtype in PRECISIONS.items() if dtype == native)
 
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
-        raise OptionError(f"--{name.replace('_', '-')}: got {shown(value)}, must be {wanted}")
+        raise OptionError(f"{option_of(name)}: got {shown(value)}, must be {wanted}")
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> None:
-        raise OptionError(message.removeprefix("argument "))
+        raise OptionError(self.line_of(message))
 
 
 def _whole_number(text: str) -> int:
@@ -303,21 +302,14 @@ def _shares(text: str) -> tuple[float, ...]:
         raise _bad_value(text, "numbers with commas between them, such as 0.1,0.2,0.7") from None
 
 
-def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    def choose(text: str) -> str:
-        if text not in choices:
-            raise _bad_value(text, f"one of {', '.join(choices)}")
-        return text
-
-    return choose
-
-
 def _bad_value(text: str, wanted: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"got {shown(text)}, must be {wanted}")
 
 
-def _names(choices: Sequence[str]) -> str:
-    return f"{{{','.join(choices)}}}"
+def _by_preset(name: str) -> str:
+    """The default of an option, for its help line."""
+    cips, cpu = (PRESETS[preset][name] for preset in ("cips", "cpu"))
+    return f"(default: {cips:g})" if cips == cpu else f"(default: {cips:g}; preset cpu: {cpu:g})"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -325,82 +317,159 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m train",
         usage="%(prog)s --res RES [options]",
-        description="Train a CIPS generator. The same command run again resumes.",
+        description="Train a CIPS generator. The same command resumes a run that was stopped.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=columns),
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("--res", type=_whole_number, required=True, help="resolution of the images, a power of two")
-    add("--data", help="landscapes (default), bluemarble, a folder or a .zip of images")
-    add("--out", help="run folder (default: runs/DATA-RES)")
-    add("--kimg", type=_number, help="length of the run, in thousands of images")
-    add("--batch", type=_whole_number, help="images a step")
-    add("--crop", type=_whole_number, help="side of the patches trained on; equal to --res for whole images")
-    add(
-        "--pixel-chunk",
-        type=_whole_number,
-        help="pixels of an image whose activations are held at a time (default: all)",
-    )
-    add("--width", type=_width, help="channels of the generator's layers, or 'published'")
-    add("--device", help="auto (default), cpu, cuda, cuda:1, mps")
-    add(
-        "--precision",
-        type=_one_of(("auto", *PRECISIONS)),
-        metavar=_names(("auto", *PRECISIONS)),
-        help="auto: bf16 or fp16 where the device computes it natively",
-    )
-    add("--backend", type=_one_of(BACKENDS), metavar=_names(BACKENDS), help="which implementation of the layers")
-    add(
-        "--preset",
-        type=_one_of(("auto", *PRESETS)),
-        metavar=_names(("auto", *PRESETS)),
-        help="cips: the published training; cpu: small; auto: by device",
-    )
-    add("--seed", type=_whole_number, help="of everything drawn at random (default: 0)")
-    add("--dry-run", action="store_true", help="print the resolved options, sizes and memory, and exit")
-    add(
-        "--geometry",
-        type=_one_of(GEOMETRIES),
-        metavar=_names(GEOMETRIES),
-        help="cylinder: panoramas of 360 degrees, RES high and twice as wide (default: plane)",
-    )
-    more = parser.add_argument_group("networks and optimisation (default: by preset)").add_argument
-    more(
-        "--variant",
-        type=_one_of(VARIANTS),
-        metavar=_names(VARIANTS),
-        help="RGB taps, or residual blocks (default: skip)",
-    )
-    more("--activation", type=_one_of(ACTIVATIONS), metavar=_names(ACTIVATIONS), help="(default: lrelu)")
-    more("--stride-shares", type=_shares, help="share of patches at strides 1, 2, 4, ...: 0.1,0.2,0.7")
-    more("--mirror", action=argparse.BooleanOptionalAction, help="flip half of the images")
-    more("--style-features", type=_whole_number, help="width of the latents")
-    more("--mapping-layers", type=_whole_number, help="depth of the mapping network")
-    more("--embedding-size", type=_whole_number, help="cells a side of the coordinate embedding")
-    more("--embedding-std", type=_number, help="its initial standard deviation")
-    more("--max-frequency", type=_number, help="initial range of the Fourier features, radians per unit")
-    more("--rgb-std", type=_number, help="initial standard deviation of the RGB taps' weights")
-    more("--style-std", type=_number, help="initial standard deviation of the styles' affine weights")
-    more("--style-mixing", type=_number, help="probability of mixing two latents in training")
-    more("--d-channels", type=_whole_number, help="largest width of the discriminator")
-    more("--d-base", type=_whole_number, help="its width at resolution r is min(d-channels, d-base / r)")
-    more("--g-lr", type=_number, help="generator's learning rate")
-    more("--d-lr", type=_number, help="discriminator's learning rate")
-    more("--r1-gamma", type=_number, help="weight of the R1 penalty")
-    more("--r1-every", type=_whole_number, help="steps between its evaluations")
-    more("--ema-kimg", type=_number, help="half-life of the generator's average, in thousands of images")
-    more("--ema-ramp-up", type=_number, help="the half-life is at most this share of the images seen")
-    more("--log-every", type=_whole_number, help="steps between lines of stats.jsonl")
-    more("--preview-minutes", type=_number, help="minutes between preview grids (default: 5)")
-    more("--checkpoint-minutes", type=_number, help="minutes between checkpoints (default: 10)")
+    _add_main_options(parser)
+    _add_network_options(parser.add_argument_group("networks"))
+    _add_training_options(parser.add_argument_group("optimisation and output"))
     return parser
 
 
+def _add_main_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--res", type=_whole_number, required=True, help="resolution of the images in pixels, a power of two")
+    add("--data", help="images to train on: landscapes, bluemarble, a folder or a .zip file (default: landscapes)")
+    add("--out", help="run folder to write (default: runs/DATA-RES)")
+    add("--kimg", type=_number, help=f"length of the run in thousands of images {_by_preset('kimg')}")
+    add("--batch", type=_whole_number, help=f"images per step {_by_preset('batch')}")
+    add(
+        "--crop",
+        type=_whole_number,
+        help="side of the training patches in pixels, RES for whole images "
+        f"(default: RES, at most {MAX_CROP['cips']}; preset cpu: at most {MAX_CROP['cpu']})",
+    )
+    add(
+        "--pixel-chunk",
+        type=_whole_number,
+        help="pixels of an image whose activations are in memory at a time (default: all)",
+    )
+    add(
+        "--width",
+        type=_width,
+        help=f"channels of the generator's layers, or 'published' for the published widths {_by_preset('width')}",
+    )
+    add("--device", help="device that computes: auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        help="precision of the layers; auto is bf16 or fp16 if the device computes it natively, or else fp32 "
+        "(default: auto)",
+    )
+    add("--backend", choices=BACKENDS, help="implementation of the layers (default: auto)")
+    add(
+        "--preset",
+        choices=("auto", *PRESETS),
+        help="set of defaults: cips for the published training, cpu for small networks, auto for the one that suits "
+        "the device (default: auto)",
+    )
+    add("--seed", type=_whole_number, help="seed of all random draws (default: 0)")
+    add("--dry-run", action="store_true", help="dry run, which prints the options, sizes and memory of a run and ends")
+    add(
+        "--geometry",
+        choices=GEOMETRIES,
+        help="geometry of the images: plane, or cylinder for panoramas of 360 degrees, RES high and twice as wide "
+        "(default: plane)",
+    )
+
+
+def _add_network_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--variant",
+        choices=VARIANTS,
+        help="structure of the generator: skip for RGB taps, res for residual blocks (default: skip)",
+    )
+    add("--activation", choices=ACTIVATIONS, help="activation of the generator's layers (default: lrelu)")
+    add("--style-features", type=_whole_number, help=f"width of the latents {_by_preset('style_features')}")
+    add("--mapping-layers", type=_whole_number, help=f"layers of the mapping network {_by_preset('mapping_layers')}")
+    add(
+        "--embedding-size",
+        type=_whole_number,
+        help="cells per side of the coordinate embedding (default: RES; preset cpu: 4)",
+    )
+    add(
+        "--embedding-std",
+        type=_number,
+        help=f"initial standard deviation of the coordinate embedding {_by_preset('embedding_std')}",
+    )
+    add(
+        "--max-frequency",
+        type=_number,
+        help="largest initial frequency of the Fourier features, in radians per unit of the coordinates "
+        f"{_by_preset('max_frequency')}",
+    )
+    add(
+        "--rgb-std",
+        type=_number,
+        help=f"initial standard deviation of the weights of the RGB taps {_by_preset('rgb_std')}",
+    )
+    add(
+        "--style-std",
+        type=_number,
+        help=f"initial standard deviation of the weights that make styles of latents {_by_preset('style_std')}",
+    )
+    add(
+        "--d-channels",
+        type=_whole_number,
+        help=f"largest number of channels in the discriminator {_by_preset('d_channels')}",
+    )
+    add(
+        "--d-base",
+        type=_whole_number,
+        help="base of the discriminator's widths: it has min(d-channels, d-base / r) channels at resolution r "
+        f"{_by_preset('d_base')}",
+    )
+
+
+def _add_training_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--stride-shares",
+        type=_shares,
+        help="shares of the patches at strides 1, 2, 4, ..., such as 0.1,0.2,0.7 "
+        "(default: equal; preset cpu: doubled from each stride to the next)",
+    )
+    add(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="mirroring of images, left to right, with probability 1/2 (default: off; preset cpu: on for landscapes "
+        "and bluemarble)",
+    )
+    add(
+        "--style-mixing",
+        type=_number,
+        help=f"probability of a crossover: an image has the styles of two latents {_by_preset('style_mixing')}",
+    )
+    add("--g-lr", type=_number, help=f"learning rate of the generator {_by_preset('g_lr')}")
+    add("--d-lr", type=_number, help=f"learning rate of the discriminator {_by_preset('d_lr')}")
+    add("--r1-gamma", type=_number, help=f"weight of the R1 penalty {_by_preset('r1_gamma')}")
+    add("--r1-every", type=_whole_number, help=f"steps from one R1 penalty to the next {_by_preset('r1_every')}")
+    add(
+        "--ema-kimg",
+        type=_number,
+        help=f"half-life of the generator's moving average in thousands of images {_by_preset('ema_kimg')}",
+    )
+    add(
+        "--ema-ramp-up",
+        type=_number,
+        help=f"limit of that half-life, as a share of the images trained on so far {_by_preset('ema_ramp_up')}",
+    )
+    add(
+        "--log-every",
+        type=_whole_number,
+        help=f"steps from a line of stats.jsonl to the next {_by_preset('log_every')}",
+    )
+    add("--preview-minutes", type=_number, help="minutes from one grid of previews to the next (default: 5)")
+    add("--checkpoint-minutes", type=_number, help="minutes from one checkpoint to the next (default: 10)")
+
+
 def to_dict(options: Options) -> dict[str, Any]:
-    """Options as plain JSON values."""
+    """Options as JSON values."""
     return json_values(dataclasses.asdict(options))
 
 
 def json_values(values: dict[str, Any]) -> dict[str, Any]:
-    """Tuples become lists, as they do in a JSON file."""
+    """Values with lists in place of tuples, as a JSON file has them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cips_fast.checks import ArgumentError
+
 LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2)
 BLUR_TAPS = (0.125, 0.375, 0.375, 0.125)
@@ -186,14 +188,17 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         if size < 4 or size & (size - 1):
-            raise ValueError(f"size must be a power of two, at least 4, got {size}")
+            raise ArgumentError("size", f"got {size}, must be a power of two, at least 4")
         sizes = [size >> k for k in range(size.bit_length() - 2)]  # size, size/2, ..., 4
         widths = [min(max_channels, channel_base // n) for n in sizes] if channels is None else list(channels)
         if len(widths) != len(sizes) or min(widths) < 1:
-            raise ValueError(f"channels must be {len(sizes)} positive widths, one for each of {sizes}, got {widths}")
+            raise ArgumentError(
+                "channels", f"got {widths}, must be {len(sizes)} positive widths, one for each of {sizes}"
+            )
         if input_channels < 1 or first_layers < 0:
-            raise ValueError(
-                f"input_channels must be positive and first_layers not negative, got {input_channels}, {first_layers}"
+            raise ArgumentError(
+                "input_channels, first_layers",
+                f"got {input_channels} and {first_layers}, must be at least 1 and at least 0",
             )
         self.size = size
         self.channels = tuple(widths)
@@ -219,7 +224,8 @@ class Discriminator(nn.Module):
         """
         expected = (self.input_channels, self.size, self.size)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected or not len(x):
-            raise ValueError(f"x must be [B, {', '.join(map(str, expected))}] with B > 0, got {list(x.shape)}")
+            wanted = f"[B, {', '.join(map(str, expected))}] with B > 0"
+            raise ArgumentError("x", f"got shape {list(x.shape)}, must be {wanted}")
         x = _lrelu(self.from_image(x.contiguous(memory_format=torch.channels_last)))
         for layer in self.first:
             x = _lrelu(layer(x))

@@ -1,4 +1,4 @@
-"""What a run would be, without running it: sizes, memory and disk."""
+"""What a run needs, without running it: sizes, memory and disk space."""
 
 import json
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from .memory import memory_bytes
 from .run_folder import KEPT_CHECKPOINTS
 from .trainer import make_discriminator, make_generator
 
-# Of a weight: itself, its gradient, Adam's two moments; and the average for the generator.
+# Copies of a weight: the weight, its gradient, Adam's two moments, and for the generator the moving average.
 G_COPIES, D_COPIES = 5, 4
-LESS = "smaller with --pixel-chunk, --batch or --crop"
+LESS = "smaller with a smaller --pixel-chunk, --batch or --crop"
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Needs:
     """What a run needs, in bytes.
 
     Attributes:
+        generator, discriminator: the networks, without weights.
         state: parameters, gradients, moments and average.
         batch: the images of a step and their coordinates.
-        activations: the generator's in a step, estimated; the fused kernels keep half of them.
+        activations: the generator's activations in a step, estimated; the fused kernels keep half of them.
         checkpoint: one checkpoint on disk.
     """
 
@@ -37,7 +38,7 @@ class Needs:
 
 
 def needs_of(options: Options) -> Needs:
-    """What these options need."""
+    """What a run with these options needs."""
     with torch.device("meta"):
         generator, discriminator = make_generator(options), make_discriminator(options)
     g, d = _count(generator), _count(discriminator)
@@ -52,10 +53,10 @@ def needs_of(options: Options) -> Needs:
 
 
 def describe(options: Options) -> str:
-    """Resolved options, parameter counts, estimated memory and disk, as text.
+    """The resolved options, parameter counts, and estimated memory and disk space, as text.
 
     Raises:
-        DataError: the data are not there, or not as the options ask; the images themselves are not read.
+        DataError: the data do not exist or do not fit the options. The images themselves are not read.
     """
     check_source(options.data, options.res, geometry=options.geometry)
     needs = needs_of(options)
@@ -64,20 +65,20 @@ def describe(options: Options) -> str:
         f"generator      {_count(needs.generator):>12,} parameters, {needs.generator.num_layers} ModFC layers",
         f"discriminator  {_count(needs.discriminator):>12,} parameters",
         f"memory         {needs.state / 2**20:>12,.0f} MiB of parameters, gradients, moments and average",
-        f"               {needs.activations / 2**20:>12,.0f} MiB of the generator's activations a step (estimated)",
-        f"disk           {needs.checkpoint / 2**20:>12,.0f} MiB a checkpoint; the newest {KEPT_CHECKPOINTS} are kept",
+        f"               {needs.activations / 2**20:>12,.0f} MiB of the generator's activations in a step (estimated)",
+        f"disk           {needs.checkpoint / 2**20:>12,.0f} MiB per checkpoint; the newest {KEPT_CHECKPOINTS} are kept",
     ]
     there, needed = memory_bytes(options.device), needs.state + needs.batch + needs.activations
     if there is not None and needed > there:
         lines.append(
-            f"warning: the run needs about {needed / 2**20:,.0f} MiB of memory, {options.device} has "
-            f"{there / 2**20:,.0f}; the activations are {LESS}"
+            f"warning: the run needs about {needed / 2**20:,.0f} MiB of memory, but {options.device} has "
+            f"{there / 2**20:,.0f} MiB; the activations are {LESS}"
         )
     return "\n".join(lines)
 
 
 def check_memory(options: Options) -> None:
-    """Raise OptionError where the run cannot fit into memory, even if the fused kernels halve the activations."""
+    """Raise OptionError if the run cannot fit into memory, even if the fused kernels halve the activations."""
     needs, there = needs_of(options), memory_bytes(options.device)
     if there is None:
         return
@@ -86,21 +87,21 @@ def check_memory(options: Options) -> None:
         raise OptionError(
             f"--width {options.width}, --embedding-size {options.embedding_size}, --style-features "
             f"{options.style_features}, --mapping-layers {options.mapping_layers}, --d-channels {options.d_channels}: "
-            f"the networks and their averages need {needs.state / 2**20:,.0f} MiB, {has}"
+            f"the networks and their averages need {needs.state / 2**20:,.0f} MiB, but {has}"
         )
     least = needs.state + needs.batch + needs.activations // 2
     if least > there:
         chunk = "" if options.pixel_chunk is None else f", --pixel-chunk {options.pixel_chunk}"
         raise OptionError(
             f"--batch {options.batch}, --crop {options.crop}{chunk}: a step needs {least / 2**20:,.0f} MiB or more, "
-            f"{has}; it is {LESS}, and --dry-run lists what is needed"
+            f"but {has}; this is {LESS}, and --dry-run lists the parts"
         )
 
 
 def activation_bytes(options: Options, generator: nn.Module) -> int:
-    """What autograd keeps of the generator's pixels: the encoding twice, and two tensors a layer.
+    """Bytes that autograd keeps for the generator's pixels: two tensors for the encoding and two for each layer.
 
-    Of all pixels, or of one chunk of every image. The fused kernels keep half of it.
+    They are kept for all pixels, or for one chunk of each image. The fused kernels keep half of these bytes.
     """
     size = 4 if options.precision == "fp32" else 2
     pixels = min(options.crop**2, options.pixel_chunk or options.crop**2)

@@ -1,19 +1,18 @@
-"""python -m train.plot: losses, scores and speed of a run, from its stats.jsonl."""
+"""python -m train.plot: plot the losses, scores and speed of a run, which are in its stats.jsonl."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cips_fast.console import prepare_streams
+from cips_fast.command_line import OptionError, Parser
+from cips_fast.console import complain, prepare_streams
 
 from .stats_file import read_records
 
-USAGE = "usage: python -m train.plot RUN_FOLDER OUT.png"
-SMOOTHING = 20  # most lines of stats.jsonl in the running mean
-FEW = 60  # lines; so few are drawn as points that can be told apart
+SMOOTHING = 20  # lines of stats.jsonl in the running mean
+MAX_POINTS = 60  # up to so many lines of stats.jsonl are drawn as separate points
 PANELS = {
     "loss": {"generator": "g_loss", "discriminator": "d_loss"},
     "mean score": {"real": "real_score", "generated": "fake_score"},
@@ -23,26 +22,37 @@ PANELS = {
 
 
 def plot(run_folder: Path, out: Path) -> None:
-    """Draw a run's statistics: faint as logged, strong as a running mean; few of them as points on a line.
+    """Draw a run's statistics: the logged values in faint colours, their running mean in full colours.
+
+    A few values are drawn as points on a line.
+
+    Args:
+        run_folder: the folder with the run's stats.jsonl.
+        out: the picture to write.
 
     Raises:
-        ValueError: the statistics hold no record.
+        OptionError: the statistics hold no record, or the ending of `out` names no format of a picture.
+        ValueError, TypeError: a record has a value that is not a number.
         OSError: a file cannot be read or written.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.backend_bases import FigureCanvasBase
 
+    endings = [f".{ending}" for ending in FigureCanvasBase.get_supported_filetypes()]
+    if out.suffix.lower() not in endings:
+        raise OptionError(f"OUT.png: got {str(out)!r}, must end in one of {', '.join(endings)}")
     records = read_records(run_folder / "stats.jsonl")
     if not records:
-        raise ValueError(f"{str(run_folder / 'stats.jsonl')!r} holds no statistics yet")
+        raise OptionError(f"RUN_FOLDER: got {str(run_folder)!r}, whose stats.jsonl has no statistics yet")
     minutes = _series(records, "seconds") / 60
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(16, 3.2), constrained_layout=True)
     for axis, (label, series) in zip(axes, PANELS.items(), strict=True):
         for colour, (name, key) in zip(("tab:blue", "tab:orange"), series.items(), strict=False):
             values = _series(records, key)
-            if len(values) <= FEW:
+            if len(values) <= MAX_POINTS:
                 axis.plot(minutes, values, color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
             else:
                 axis.plot(minutes, values, color=colour, alpha=0.25, linewidth=0.7)
@@ -55,44 +65,41 @@ def plot(run_folder: Path, out: Path) -> None:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Means of `SMOOTHING` consecutive values, or of all if they are fewer."""
+    """Means of `SMOOTHING` consecutive values, or of all values if there are fewer."""
     width = min(SMOOTHING, len(values))
     return np.convolve(values, np.full(width, 1 / width), mode="valid")
 
 
 def _series(records: Sequence[dict], key: str) -> np.ndarray:
-    """One value a record, NaN where there is none, which leaves a gap in the curve."""
+    """One value for each record; a missing value is NaN, which leaves a gap in the curve."""
     return np.array([np.nan if record.get(key) is None else record[key] for record in records], float)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise SystemExit(_complain(f"{message}; {USAGE}"))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 2 for bad input."""
+    """Run the command and return its exit status, which is 2 for bad input."""
     prepare_streams()
-    parser = _Parser(prog="python -m train.plot", description="Plot a run's losses, scores and speed.")
-    parser.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="a folder with a stats.jsonl")
-    parser.add_argument("out", metavar="OUT.png", type=Path, help="the picture to write, .png, .svg or .pdf")
+    parser = Parser(prog="python -m train.plot", description="Plot the losses, scores and speed of a run.")
+    parser.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="folder of a run, with its stats.jsonl")
+    parser.add_argument("out", metavar="OUT.png", type=Path, help="picture to write: a .png, .svg or .pdf")
     try:
         arguments = parser.parse_args(argv)
-    except SystemExit as end:
+    except SystemExit as end:  # after --help, or after an error
         return int(end.code or 0)
-    if not (arguments.run_folder / "stats.jsonl").is_file():
-        return _complain(f"RUN_FOLDER: got {str(arguments.run_folder)!r}, must be a run's folder; {USAGE}")
+    run_folder = str(arguments.run_folder)
     try:
+        if not (arguments.run_folder / "stats.jsonl").is_file():
+            raise OptionError(f"RUN_FOLDER: got {run_folder!r}, must be the folder of a run, which has a stats.jsonl")
         plot(arguments.run_folder, arguments.out)
+    except OptionError as error:
+        complain(f"error: {error}")
     except ImportError:
-        return _complain("this needs matplotlib: pip install 'cips_fast[metrics]'")
-    except (ValueError, TypeError, OSError) as error:
-        return _complain(f"{error}")
-    return 0
-
-
-def _complain(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
+        complain("error: OUT.png: a plot needs matplotlib: pip install 'cips_fast[metrics]'")
+    except OSError as error:
+        complain(f"error: {error}")
+    except (ValueError, TypeError) as error:
+        complain(f"error: RUN_FOLDER: got {run_folder!r}, whose stats.jsonl is damaged ({error})")
+    else:
+        return 0
     return 2
 
 

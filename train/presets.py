@@ -1,6 +1,7 @@
-"""Presets: what an option is where the user does not say."""
+"""Presets: default values of options that the user does not give."""
 
-# The published training: 8 GPUs with 4 images each; G's rate is 4/5 of 2e-3 for a regulariser it no longer has.
+# The published training: 8 GPUs with 4 images each. The generator's learning rate is 4/5 of 2e-3: the published code
+# makes this correction for a regulariser that it no longer uses.
 CIPS = {
     "kimg": 25000.0,
     "batch": 32,
@@ -23,7 +24,7 @@ CIPS = {
     "log_every": 100,
 }
 
-# Narrow networks and coarse patches, for visible progress in minutes on a few cores.
+# Narrow networks and coarse patches, which make visible progress in minutes on a few cores.
 CPU = CIPS | {
     "kimg": 100.0,
     "batch": 16,
@@ -43,8 +44,8 @@ CPU = CIPS | {
     "log_every": 25,
 }
 
-# Data that go by a name. Nothing in them tells left from right, so the CPU preset mirrors them. In a user's images
-# something may: text, clocks, traffic.
+# Data sets with a name. The CPU preset mirrors their images, in which left and right look alike. In a user's images
+# left and right may differ: text, clocks, traffic.
 NAMED_DATA = ("landscapes", "bluemarble")
 
 PRESETS = {"cips": CIPS, "cpu": CPU}

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .output import Forgiving, is_terminal
+from cips_fast.console import Forgiving, is_terminal
 
 BAR = "{percentage:3.0f}% {bar} {kimg} kimg  step {n}  {speed:>6} img/s  {elapsed} gone, {remaining} left{postfix}"
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cips_fast.checkpoint import check_names_and_shapes, not_finite
+from cips_fast.checks import ArgumentError
 from cips_fast.modules import MOST_FEATURES
 from cips_fast.published import published_state
 
@@ -40,8 +41,8 @@ def load_published_discriminator(source: str | Path | Mapping[str, Tensor]) -> D
         "first_layers": first_layers,
     }
     if max(shapes[0][1], *options["channels"]) > MOST_FEATURES:
-        raise ValueError(
-            f"state_dict: got {max(shapes[0][1], *options['channels'])} channels, must be at most {MOST_FEATURES}"
+        raise ArgumentError(
+            "state_dict", f"got {max(shapes[0][1], *options['channels'])} channels, must be at most {MOST_FEATURES}"
         )
     with torch.device("meta"):  # takes no memory, whatever the shapes claim
         layout = Discriminator(**options)
@@ -52,7 +53,7 @@ def load_published_discriminator(source: str | Path | Mapping[str, Tensor]) -> D
     check_names_and_shapes(state, wanted | dict.fromkeys(blurs, (len(BLUR_TAPS),) * 2))
     _check_blurs(state, blurs)
     if reason := not_finite(state):
-        raise ValueError(f"state_dict: {reason}")
+        raise ArgumentError("state_dict", reason)
     model = Discriminator(**options)
     model.load_state_dict({name: state[published] for published, name in names.items()})
     return model.eval()
@@ -69,7 +70,7 @@ def _count(state: Mapping[str, Tensor], name: str, first: int) -> int:
 def _kernel_shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in state or state[name].ndim != 4:
         got = list(state[name].shape) if name in state else "missing"
-        raise ValueError(f"state_dict: not a published discriminator; {name}: {got}, must be [O, I, k, k]")
+        raise ArgumentError("state_dict", f"not a published discriminator; {name}: {got}, must be [O, I, k, k]")
     return tuple(state[name].shape)
 
 
@@ -77,7 +78,7 @@ def _check_blurs(state: Mapping[str, Tensor], names: list[str]) -> None:
     taps = torch.tensor(BLUR_TAPS)
     other = [name for name in names if not torch.allclose(state[name].float(), torch.outer(taps, taps))]
     if other:
-        raise ValueError(f"state_dict: not the [1, 3, 3, 1] blur: {', '.join(other)}")
+        raise ArgumentError("state_dict", f"not the [1, 3, 3, 1] blur: {', '.join(other)}")
 
 
 def _published_names(model: Discriminator) -> dict[str, str]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from cips_fast.checkpoint import read_tensors
+from cips_fast.console import say, warn
 from cips_fast.run_checkpoints import PassedOver, by_step, open_newest, reason, step_of
 
 from .config import OptionError
 from .metadata import step_in
-from .output import say, warn
 from .run_folder import RunFolder
 
 State = tuple[dict[str, Tensor], dict[str, str]]

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from cips_fast.checkpoint import read_tensors, write_tensors
+from cips_fast.console import warn
 from cips_fast.files import lock
 from cips_fast.files.atomic import whole_file, write_whole
 from cips_fast.run_checkpoints import by_step, candidates, open_newest, step_of
 
 from .config import MAY_CHANGE, OptionError, Options, to_dict
 from .finite import NotFinite, not_finite
-from .output import warn
 from .stats_file import append_record, forget_after
 
 KEPT_CHECKPOINTS = 3

@@ -7,18 +7,19 @@ from contextlib import closing
 import torch
 
 from cips_fast.command_line import is_out_of_memory
+from cips_fast.console import say, warn
+from cips_fast.hardware import PRECISIONS
 
 from .config import Options
 from .data.patches import Patches
 from .failure import DIVERGED, FAILED, RunFailure
 from .finite import NotFinite
 from .memory import peak_memory_mib
-from .output import say, warn
 from .preview import Previewer
 from .progress import Clock, ProgressBar, Schedule, Window, plain_line
 from .run_folder import RunFolder
 from .signals import StopRequest
-from .trainer import DTYPES, StepLosses, Trainer
+from .trainer import StepLosses, Trainer
 
 FIRST_PREVIEW_SECONDS = 40
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -36,7 +37,7 @@ class Session:
         options = trainer.options
         self.trainer, self.folder, self.clock, self.stop = trainer, folder, clock, stop
         self.total_steps = total_steps(options)
-        self.previewer = Previewer(options.res, options.style_features, options.seed, DTYPES[options.precision])
+        self.previewer = Previewer(options.res, options.style_features, options.seed, PRECISIONS[options.precision])
         interval = options.preview_minutes * 60
         now = clock.seconds
         self.previews = Schedule(interval, first=min(FIRST_PREVIEW_SECONDS, interval) if now < interval else now)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cips_fast import CIPSGenerator
 from cips_fast.checkpoint import check_names_and_shapes
 from cips_fast.grids import on_cylinder
+from cips_fast.hardware import PRECISIONS
 
 from .config import Options
 from .discriminator import Discriminator
@@ -18,7 +19,6 @@ from .finite import NotFinite, not_finite, probably_finite
 from .losses import discriminator_loss, ema_decay, generator_loss, gradient_penalty, update_average
 from .metadata import check_metadata
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BETAS = (0.0, 0.99)
 
 
@@ -160,7 +160,7 @@ class Trainer:
         return self.discriminator(images.contiguous(memory_format=torch.channels_last))
 
     def _autocast(self) -> AbstractContextManager:
-        dtype = DTYPES[self.options.precision]
+        dtype = PRECISIONS[self.options.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:

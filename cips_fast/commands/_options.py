@@ -1,4 +1,4 @@
-"""What all commands share: where the generator comes from, which latents, and what bad input is answered with."""
+"""Options that the commands share, and what the commands do with them: generators, latents and files."""
 
 import argparse
 import contextlib
@@ -16,101 +16,141 @@ from torch import Tensor
 
 from ..checkpoint import not_finite, read_tensors
 from ..checks import shown
-from ..command_line import number, numbers
+from ..command_line import OptionError, named_after_options, number, numbers, option_of
 from ..console import encodable, put
 from ..files import pictures
+from ..files.untrusted import CheckpointError
 from ..generator import ACTIVATIONS, CIPSGenerator
 from ..grids import WHOLE
+from ..hardware import PRECISIONS
 from ..inversion import LARGEST_SEED
 from ..loading import load
 from ..render import Renderer, with_bicubic_embedding
 from ..sampling import latents
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MOST_SEEDS = 1_000_000
-LONGEST_SIDE = 1 << 24  # pixels; the coordinates of a side are held in memory
-FARTHEST = 1e6  # coordinate; [-1, 1] was trained
-LARGEST_TRUNCATION = 100.0
-# Arguments of library functions that an option of another name sets.
+MAX_SEEDS = 1_000_000
+MAX_SIDE_PIXELS = 1 << 24  # the coordinates of a side are held in memory
+MAX_COORDINATE = 1e6  # training uses coordinates from -1 to 1
+MAX_TRUNCATION = 100.0
+# The options that set arguments of the library under another name.
 OPTION_OF = {
-    "path": "out", "w": "seeds", "z": "seeds", "keys": "seeds", "latents": "seeds", "height": "size", "width": "size",
-    "target": "size", "start": "region", "half_resolution": "falloff", "pixels_per_step": "pixels", "frames": "seconds",
-    "w_rows": "seeds", "w_columns": "mix",
-}  # fmt: skip
+    "generator": "source",
+    "path": "out",
+    "w": "seeds",
+    "z": "seeds",
+    "keys": "seeds",
+    "latents": "seeds",
+    "height": "size",
+    "width": "size",
+    "target": "size",
+    "start": "region",
+    "half_resolution": "falloff",
+    "pixels_per_step": "pixels",
+    "frames": "seconds",
+    "w_rows": "seeds",
+    "w_columns": "mix",
+}
 POSITIONAL = ("source", "image")
 
 
-class CommandError(ValueError):
-    """Something that the user can mend; shown as one line, and the command ends with status 2."""
-
-
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Arguments `source`, `--activation`, `--integer-coords` and `--device`, for `open_generator`."""
+    """Add `source`, `--activation`, `--integer-coords` and `--device`, for `open_generator`."""
     parser.add_argument(
-        "source", type=Path, help="a run folder, a checkpoint of ours (.safetensors) or a published one (.pt)"
+        "source", type=Path, help="run folder, checkpoint of cips_fast (.safetensors) or published checkpoint (.pt)"
     )
     parser.add_argument(
-        "--activation", choices=ACTIVATIONS, help="of a published checkpoint with sines, which no shape tells"
+        "--activation",
+        choices=ACTIVATIONS,
+        help="activation of a published checkpoint that uses sines, whose file does not say which "
+        "(default: what the checkpoint says)",
     )
     parser.add_argument(
-        "--integer-coords", action="store_true", help="a published checkpoint's grid is counted in pixels"
+        "--integer-coords",
+        action="store_true",
+        help="mark of a published checkpoint whose coordinates count pixels (default: from -1 to 1)",
     )
     parser.add_argument(
-        *("--device",), type=parse_device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (%(default)s)",
-    )  # fmt: skip
+        "--device",
+        type=parse_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="device that computes: cpu, cuda, cuda:1, ... (default: %(default)s)",
+    )
 
 
-def add_seeds(parser: argparse.ArgumentParser, default: str = "0") -> None:
-    """Arguments `--seeds` and `--truncation`, for `style_latents`."""
+def add_seeds(parser: argparse.ArgumentParser, default: str = "0", shown_default: str | None = None) -> None:
+    """Add `--seeds` and `--truncation`, for `style_latents`.
+
+    Args:
+        default: the default seeds.
+        shown_default: what the help line says about them, if it is not `default`.
+    """
     parser.add_argument(
-        *("--seeds", "--seed"), type=parse_seeds, default=parse_seeds(default), metavar="N-M,K",
-        help=f"latents, one a seed: numbers and ranges (default: {default})",
-    )  # fmt: skip
+        "--seeds",
+        "--seed",
+        type=parse_seeds,
+        default=parse_seeds(default),
+        metavar="N-M,K",
+        help=f"seeds of the latents, as numbers and ranges such as 0-3,7 (default: {shown_default or default})",
+    )
     parser.add_argument(
-        *("--truncation",), type=number(-LARGEST_TRUNCATION, LARGEST_TRUNCATION), default=1.0,
-        help="from 0, the mean image, to 1, all that was learned (%(default)s)",
-    )  # fmt: skip
+        "--truncation",
+        type=number(-MAX_TRUNCATION, MAX_TRUNCATION),
+        default=1.0,
+        help="variety of the images, from 0, the mean image, to 1, all that was learned (default: %(default)s)",
+    )
 
 
-def add_latents(parser: argparse.ArgumentParser, default: str = "0") -> None:
-    """Arguments `--latents`, and those of `add_seeds`, for `chosen_latents`."""
-    add_seeds(parser, default)
+def add_latents(parser: argparse.ArgumentParser, default: str = "0", shown_default: str | None = None) -> None:
+    """Add `--latents` and the options of `add_seeds`, for `chosen_latents`."""
+    add_seeds(parser, default, shown_default)
     parser.add_argument(
-        *("--latents",), type=Path, nargs="+", default=[], metavar="FILE",
-        help="latents that `project` found, in place of seeds",
-    )  # fmt: skip
+        "--latents",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files of latents that `project` wrote, instead of seeds (default: none)",
+    )
 
 
 def add_view(parser: argparse.ArgumentParser) -> None:
-    """Arguments `--size`, `--region`, `--embedding` and `--precision`, for `renderers_of`."""
-    parser.add_argument("--size", type=parse_size, metavar="WxH", help="pixels (default: the generator's own)")
-    add_region(parser, "what is shown")
+    """Add `--size`, `--region`, `--embedding` and `--precision`, for `renderers_of`."""
     parser.add_argument(
-        *("--embedding",), choices=("bilinear", "bicubic"), default="bilinear",
-        help="how the embedding is read between its cells; bilinear as in training (%(default)s)",
-    )  # fmt: skip
+        "--size", type=parse_size, metavar="WxH", help="size of a picture in pixels (default: the generator's own)"
+    )
+    add_region(parser, "region of the image that the picture shows")
+    parser.add_argument(
+        "--embedding",
+        choices=("bilinear", "bicubic"),
+        default="bilinear",
+        help="interpolation between the cells of the embedding; training uses bilinear (default: %(default)s)",
+    )
     add_precision(parser)
 
 
-def add_region(parser: argparse.ArgumentParser, what: str) -> None:
-    """Argument `--region`."""
+def add_region(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add `--region`; `purpose` is the first part of its help line."""
     parser.add_argument(
-        *("--region",), type=numbers(4, FARTHEST), default=WHOLE, metavar="X0,Y0,X1,Y1",
-        help=f"{what}; -1,-1,1,1 is what was trained",
-    )  # fmt: skip
+        "--region",
+        type=numbers(4, MAX_COORDINATE),
+        default=WHOLE,
+        metavar="X0,Y0,X1,Y1",
+        help=f"{purpose}, in coordinates (default: -1,-1,1,1, the region of training)",
+    )
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Argument `--precision`, a key of `PRECISIONS`."""
+    """Add `--precision`, a key of `PRECISIONS`."""
     parser.add_argument(
-        *("--precision",), choices=tuple(PRECISIONS), default="fp32",
-        help="of the layers: fp32 is exact, bf16 and fp16 may be faster (%(default)s)",
-    )  # fmt: skip
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="fp32",
+        help="precision of the layers: fp32 is exact, bf16 and fp16 may be faster (default: %(default)s)",
+    )
 
 
 def renderers_of(args: argparse.Namespace, generator: CIPSGenerator, latents: Iterable[Tensor]) -> list[Renderer]:
-    """What the arguments of `add_view` ask for, of latents [S] or [num_layers, S]."""
+    """A renderer for each latent, [S] or [num_layers, S], as the options of `add_view` ask."""
     width, height = args.size or native_size(generator)
     generator = with_embedding(args, generator, height)
     with options_named(args):
@@ -134,44 +174,38 @@ def with_embedding(
     return with_bicubic_embedding(generator, max(1, math.ceil(height * (2 / extent * magnification) / cells)))
 
 
-@contextlib.contextmanager
-def options_named(args: argparse.Namespace, **options: str) -> Iterator[None]:
-    """Within the block, the library's `ValueError: name: reason` becomes an error that names the option.
+def options_named(args: argparse.Namespace, **options: str) -> contextlib.AbstractContextManager[None]:
+    """Within the block, an error about an argument of the library becomes one about an option of the command.
 
     Args:
-        args: of the command, whose options are all that an error may name.
-        options: the option's name by the library's, where `OPTION_OF` has another one or none.
+        args: the command's arguments; an error never names an option that is not among them.
+        options: where an option is stored in `args`, by the library's name, beyond `OPTION_OF`.
     """
-    try:
-        yield
-    except CommandError:
-        raise
-    except ValueError as error:
-        raise CommandError(with_option(args, str(error), **options)) from None
+    return named_after_options(option_names(args, **options))
 
 
-def with_option(args: argparse.Namespace, message: str, **options: str) -> str:
-    """The library's message `name: reason` with the option that set that argument, if there is one."""
-    name, colon, reason = message.partition(": ")
-    option = ({**OPTION_OF, **options}).get(name, name)
-    if option == "seeds" and getattr(args, "latents", None):
-        option = "latents"
-    if not colon or not hasattr(args, option):
-        return message
-    if name in ("height", "width"):
-        reason = f"{name}: {reason}"
-    return f"{option if option in POSITIONAL else '--' + option.replace('_', '-')}: {reason}"
+def option_names(args: argparse.Namespace, **options: str) -> dict[str, str]:
+    """What an error names instead of an argument of the library; see `options_named`."""
+    names = {}
+    for name, stored in ({own: own for own in vars(args)} | OPTION_OF | options).items():
+        if stored == "seeds" and getattr(args, "latents", None):
+            stored = "latents"
+        if hasattr(args, stored):
+            names[name] = stored if stored in POSITIONAL else option_of(stored)
+            if name in ("height", "width"):  # one option sets both
+                names[name] += f": {name}"
+    return names
 
 
 def native_size(generator: CIPSGenerator) -> tuple[int, int]:
-    """(width, height)."""
+    """Width and height of the images that the generator was trained on."""
     height, width, _ = generator.native_grid().shape
     return width, height
 
 
-def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
-    """Argument `--out`."""
-    parser.add_argument("--out", type=Path, default=Path(default), help=f"{what} (default: {default})")
+def add_out(parser: argparse.ArgumentParser, default: str, purpose: str) -> None:
+    """Add `--out`; `purpose` is the first part of its help line."""
+    parser.add_argument("--out", type=Path, default=Path(default), help=f"{purpose} (default: {default})")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -185,14 +219,17 @@ def parse_seeds(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"got {shown(text)}, must be from 0 to {LARGEST_SEED}")
         if None in values or values[-1] < values[0]:
             raise argparse.ArgumentTypeError(f"got {shown(text)}, must be numbers and ranges such as 0-3,7")
-        if len(seeds) + values[-1] - values[0] + 1 > MOST_SEEDS:
-            raise argparse.ArgumentTypeError(f"got {shown(text)}, must be at most {MOST_SEEDS} seeds")
+        if len(seeds) + values[-1] - values[0] + 1 > MAX_SEEDS:
+            raise argparse.ArgumentTypeError(f"got {shown(text)}, must be at most {MAX_SEEDS} seeds")
         seeds += range(values[0], values[-1] + 1)
     return seeds
 
 
 def parse_device(text: str) -> str:
-    """A device's name as it is, unless the device holds no numbers; whether it exists is for `open_generator`."""
+    """A device's name, unchanged. The meta device, which holds no numbers, is refused.
+
+    `open_generator` checks that the device exists.
+    """
     if text.partition(":")[0] == "meta":
         raise argparse.ArgumentTypeError(f"got {shown(text)}, must be a device that computes, such as cpu or cuda")
     return text
@@ -201,11 +238,11 @@ def parse_device(text: str) -> str:
 def parse_size(text: str) -> tuple[int, int]:
     """`640x480`, or `512` for a square, as (width, height)."""
     parts = text.lower().split("x")
-    sides = [_whole(part, LONGEST_SIDE) for part in parts]
+    sides = [_whole(part, MAX_SIDE_PIXELS) for part in parts]
     if len(parts) > 2 or not all(part.isdecimal() for part in parts) or 0 in sides:
         raise argparse.ArgumentTypeError(f"got {shown(text)}, must be WIDTHxHEIGHT, both at least 1, such as 640x480")
     if None in sides:
-        raise argparse.ArgumentTypeError(f"got {shown(text)}, must be WIDTHxHEIGHT, both at most {LONGEST_SIDE}")
+        raise argparse.ArgumentTypeError(f"got {shown(text)}, must be WIDTHxHEIGHT, both at most {MAX_SIDE_PIXELS}")
     return sides[0], sides[-1]
 
 
@@ -217,32 +254,40 @@ def _whole(text: str, most: int) -> int | None:
 
 
 def open_generator(args: argparse.Namespace) -> CIPSGenerator:
-    """The generator that the arguments of `add_source` name, in eval mode, on its device.
+    """The generator that the options of `add_source` ask for, in eval mode, on its device.
 
     Raises:
-        CommandError: there is none, it cannot be used, or the device does not exist.
+        OptionError: the source has no usable generator, or the device does not exist.
     """
-    told = {"activation": args.activation, "integer_coords": args.integer_coords, "device": args.device}
+    names = {"source": "source", "checkpoint": "source", "device": "--device"}
+    names |= {"activation": "--activation", "integer_coords": "--integer-coords"}
     try:
-        return load(args.source, **told).requires_grad_(False)
+        with named_after_options(names):
+            generator = load(
+                args.source, activation=args.activation, integer_coords=args.integer_coords, device=args.device
+            )
+    except OptionError:
+        raise
     except (OSError, ValueError) as error:
-        name, _, reason = str(error).partition(": ")
-        option = f"--{name.replace('_', '-')}: " if name in told else "source: "
-        raise CommandError(option + (reason if name in (*told, "source", "checkpoint") else str(error))) from None
+        raise OptionError(f"source: {getattr(error, 'reason', error)}") from None
+    return generator.requires_grad_(False)
 
 
 @torch.no_grad()
 def style_latents(generator: CIPSGenerator, seeds: Sequence[int], truncation: float = 1.0) -> Tensor:
-    """w of the seeds' latents: [N, S], the same on every device up to rounding."""
+    """The style latents w of seeds, [N, S]; they are the same on every device up to rounding."""
     return generator.truncate(generator.mapping(latents(seeds, generator)), truncation)
 
 
 @torch.no_grad()
 def chosen_latents(args: argparse.Namespace, generator: CIPSGenerator) -> Tensor:
-    """w of the arguments of `add_latents`: [N, S], or [N, num_layers, S] where a file has one a layer.
+    """The style latents w that the options of `add_latents` ask for.
+
+    Returns:
+        [N, S], or [N, num_layers, S] if a file has one latent for each layer.
 
     Raises:
-        CommandError: a file that has no latent of this generator.
+        OptionError: a file has no latent of this generator.
     """
     if not args.latents:
         return seeds_latents(args, generator, args.seeds)
@@ -251,17 +296,16 @@ def chosen_latents(args: argparse.Namespace, generator: CIPSGenerator) -> Tensor
         found = [w.expand(generator.num_layers, -1) for w in found]
     found = torch.stack(found).to(generator.mean_latent)
     if not bool(found.isfinite().all()):
-        raise CommandError("--latents: got values that are not finite")
+        raise OptionError("--latents: got values that are not finite")
     with options_named(args):
         return generator.truncate(found, args.truncation)
 
 
 def seeds_latents(args: argparse.Namespace, generator: CIPSGenerator, seeds: Sequence[int]) -> Tensor:
-    """w of seeds, truncated as the arguments say: [N, S].
+    """The style latents w of seeds, truncated by `--truncation`: [N, S].
 
     Raises:
-        CommandError: the truncation is none.
-        FloatingPointError: the network's latents are not finite.
+        FloatingPointError: the mapping network's latents are not finite.
     """
     with options_named(args):
         w = style_latents(generator, seeds, args.truncation)
@@ -271,46 +315,49 @@ def seeds_latents(args: argparse.Namespace, generator: CIPSGenerator, seeds: Seq
 
 
 def _read_latent(path: Path, generator: CIPSGenerator) -> Tensor:
-    """[S] or [num_layers, S]."""
+    """The latent in a file that `project` wrote, [S] or [num_layers, S]."""
     layers, features = generator.num_layers, generator.style_features
     try:
         w = read_tensors(path)[0].get("w")
+    except CheckpointError as error:
+        raise OptionError(
+            f"--latents: got {str(path)!r}, which is not what `project` writes: it {error.fault}"
+        ) from None
     except OSError as error:
-        raise CommandError(f"--latents: {str(error).removeprefix('checkpoint: ')}") from None
-    except ValueError as error:
-        reason = str(error).removeprefix(f"checkpoint: {str(path)!r} ")
-        raise CommandError(f"--latents: got {str(path)!r}, which is not what `project` writes: it {reason}") from None
+        raise OptionError(f"--latents: {getattr(error, 'reason', error)}") from None
     if w is None:
-        raise CommandError(f"--latents: got {str(path)!r}, which is not what `project` writes: it has no tensor 'w'")
+        raise OptionError(f"--latents: got {str(path)!r}, which is not what `project` writes: it has no tensor 'w'")
     if tuple(w.shape) not in ((1, features), (1, layers, features)):
-        raise CommandError(
-            f"--latents: got {list(w.shape)} in {str(path)!r}, must be {[1, features]} or {[1, layers, features]}: "
-            "another generator's?"
+        raise OptionError(
+            f"--latents: got {list(w.shape)} in {str(path)!r}, must be {[1, features]} or {[1, layers, features]}; "
+            "it may be of another generator"
         )
     if not w.is_floating_point():
-        raise CommandError(f"--latents: got {w.dtype} in {str(path)!r}, must be a floating tensor")
+        raise OptionError(f"--latents: got {w.dtype} in {str(path)!r}, must be a floating tensor")
     if reason := not_finite({"w": w}):
-        raise CommandError(f"--latents: got {str(path)!r}, where {reason}")
+        raise OptionError(f"--latents: got {str(path)!r}, where {reason}")
     return w[0]
 
 
 def check_writable(path: Path) -> None:
-    """Raise CommandError unless a file can be made there; folders on the way are made."""
+    """Raise OptionError unless a file can be made at a path; missing parent folders are made."""
     with writable(path):
         pass
 
 
 @contextlib.contextmanager
 def writable(path: Path, *others: Path, option: str = "--out", given: Path | None = None) -> Iterator[None]:
-    """Within the block a file, and others in its folder, can be made; missing parent folders are made.
+    """Before the block, check that a file and others in its folder can be made; missing parent folders are made.
 
-    If the block fails, the folders that were made for it are removed again where they are empty.
+    If the block fails, the folders that were made for it are removed again if they are empty.
 
     Args:
-        option, given: what an error names, and the path that it shows; the first file's unless given.
+        path, others: the files.
+        option: the option that an error names.
+        given: the path that an error shows (default: `path`).
 
     Raises:
-        CommandError: a file cannot be made there.
+        OptionError: a file cannot be made.
     """
     made: list[Path] = []
     with contextlib.ExitStack() as undo:
@@ -331,7 +378,7 @@ def writable(path: Path, *others: Path, option: str = "--out", given: Path | Non
 
 
 def _check_name(path: Path) -> None:
-    """Raise OSError where a folder is in the file's place, or its name is too long."""
+    """Raise OSError if the path is a folder, or if its name is too long."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     with contextlib.suppress(FileNotFoundError):
@@ -344,14 +391,14 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def not_written(path: Path, error: Exception, option: str = "--out") -> CommandError:
+def not_written(path: Path, error: Exception, option: str = "--out") -> OptionError:
     """The error of a command that cannot write a file."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return CommandError(f"{option}: got {str(path)!r}, which cannot be written ({reason})")
+    reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)
+    return OptionError(f"{option}: got {str(path)!r}, which cannot be written ({reason})")
 
 
 def save_picture(path: Path, pixels: np.ndarray, option: str = "--out") -> None:
-    """Write a picture uint8 [H, W, 3] in the format that its ending names."""
+    """Write a picture, uint8 [H, W, 3], in the format that the ending of its path names."""
     try:
         pictures.save(path, pixels)
     except (ValueError, OSError) as error:
@@ -359,7 +406,7 @@ def save_picture(path: Path, pixels: np.ndarray, option: str = "--out") -> None:
 
 
 def say(record: dict) -> None:
-    """One line of JSON on standard output; numbers that are not finite are null, which JSON has."""
+    """Print a line of JSON on standard output; numbers that are not finite, which JSON lacks, are printed as null."""
     record = {name: None if _is_not_finite(value) else value for name, value in record.items()}
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     put(line if encodable(line) else json.dumps(record))

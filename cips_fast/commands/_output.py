@@ -1,4 +1,4 @@
-"""A picture into a file: held in memory and saved, or streamed tile by tile into a pyramidal TIFF."""
+"""Writing a picture: it is held in memory and saved, or written tile by tile into a pyramidal TIFF."""
 
 import argparse
 from pathlib import Path
@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..command_line import OptionError
 from ..console import complain
 from ..files import pictures, pyramid
 from ..files.partial_tiff import discard
 from ..render import Picture, tiles
-from ._options import CommandError, options_named, save_picture, writable
+from ._options import options_named, save_picture, writable
 
-LARGEST = 1 << 28  # pixels that are held in memory at once
-TILE = 512
+MAX_PIXELS_IN_MEMORY = 1 << 28
+TILE_PIXELS = 512  # a side
 
 
 def write_picture(args: argparse.Namespace, path: Path, picture: Picture) -> None:
-    """Render all of it into a file of the format that the path's ending names; see `check_format`."""
+    """Render a picture into a file, in the format that the ending of its path names; see `check_format`."""
     kind = check_format(args, path, picture.height, picture.width)
     with writable(path):
         if kind == "TIFF":
@@ -29,43 +30,48 @@ def write_picture(args: argparse.Namespace, path: Path, picture: Picture) -> Non
 def check_format(
     args: argparse.Namespace, path: Path, height: int, width: int, *, in_memory: bool = False, option: str = "--size"
 ) -> str:
-    """The format that the path's ending names; `in_memory`: a TIFF is not streamed; `option` makes the size.
+    """The format that the ending of a path names.
+
+    Args:
+        in_memory: a TIFF is held in memory like other formats, not written tile by tile.
+        option: the option that an error about the number of pixels names.
 
     Raises:
-        CommandError: there is none, or it does not hold such a picture, or memory does not.
+        OptionError: the ending names no format, or the picture is too large for the format or for memory.
     """
     with options_named(args):
         kind = pictures.format_of(path, height, width)
-    if height * width > LARGEST and (in_memory or kind != "TIFF"):
-        raise CommandError(
-            f"{option}: got {height * width} pixels in one {kind}, may be {LARGEST}; "
+    if height * width > MAX_PIXELS_IN_MEMORY and (in_memory or kind != "TIFF"):
+        raise OptionError(
+            f"{option}: got {height * width} pixels in one {kind}, must be at most {MAX_PIXELS_IN_MEMORY}; "
             "a .tif of one picture may be larger"
         )
-    tiles = -(-height // TILE) * -(-width // TILE)
+    tiles = -(-height // TILE_PIXELS) * -(-width // TILE_PIXELS)
     if tiles > pyramid.MOST_TILES:
-        raise CommandError(
-            f"--size: got {width}x{height}, which makes {tiles} tiles of {TILE}x{TILE}, may be {pyramid.MOST_TILES}"
+        raise OptionError(
+            f"--size: got {width}x{height}, which makes {tiles} tiles of {TILE_PIXELS}x{TILE_PIXELS} pixels, "
+            f"must be at most {pyramid.MOST_TILES} tiles"
         )
     return kind
 
 
 def render_pixels(picture: Picture, name: str) -> np.ndarray:
-    """All of it, uint8 [H, W, 3], never more than a tile of it in float32."""
+    """All pixels of a picture, uint8 [H, W, 3]; at most one tile of them is in float32 at a time."""
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
     with tqdm(total=picture.height, desc=name, unit="row", leave=False, disable=None) as bar:
-        for rows, columns in tiles(picture.height, picture.width, TILE):
+        for rows, columns in tiles(picture.height, picture.width, TILE_PIXELS):
             pixels[rows, columns] = pictures.to_pixels(picture.tile(rows, columns))
             bar.update((rows.stop - rows.start) * (columns.stop - columns.start) / picture.width)
     return pixels
 
 
 def _stream(args: argparse.Namespace, path: Path, picture: Picture) -> None:
-    """The picture as a pyramid of tiles, or the rest of it."""
+    """Write a picture as a pyramid of tiles, or the tiles that an interrupted command left out."""
 
     def tile(rows: slice, columns: slice) -> np.ndarray:
         return pictures.to_pixels(picture.tile(rows, columns))
 
-    stored = (0, 0)  # tiles, of how many; a bar that is not shown does not count
+    stored = (0, 0)  # tiles that are stored, and all tiles; a bar that is hidden does not count them
 
     with tqdm(desc=path.name, unit="tile", disable=None) as bar:
 
@@ -77,9 +83,11 @@ def _stream(args: argparse.Namespace, path: Path, picture: Picture) -> None:
         size = (picture.height, picture.width)
         try:
             with options_named(args):
-                pyramid.write(path, *size, tile, tile_size=TILE, progress=progress, fingerprint=picture.fingerprint())
+                pyramid.write(
+                    path, *size, tile, tile_size=TILE_PIXELS, progress=progress, fingerprint=picture.fingerprint()
+                )
         except OSError as error:
-            raise CommandError(f"--out: {(error.strerror or str(error)).removeprefix('path: ')}") from None
+            raise OptionError(f"--out: {getattr(error, 'reason', None) or error.strerror or error}") from None
         except FloatingPointError:
             if not stored[0]:
                 discard(path)

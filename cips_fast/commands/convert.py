@@ -1,12 +1,13 @@
-"""A generator in another form, by the ending of --out:
+"""Convert a generator to another file format, which the ending of --out selects:
 
-  .safetensors  this library's checkpoint: parameters and configuration
-  .pt           names and shapes of the published code; only of networks that came from its checkpoints, since those
-                that this library trains read the embedding otherwise (align_corners=True)
-  .pt2          the synthesis network as a torch.export program
-  .onnx         the synthesis network as an ONNX file, with its weights beside it in NAME.onnx.data if it is large
+  .safetensors  checkpoint of this library: parameters and configuration
+  .pt           checkpoint with the names and shapes of the published code. Only generators that were loaded from
+                published checkpoints can be written: those that this library trains read the embedding in another
+                way (align_corners=True).
+  .pt2          synthesis network as a torch.export program
+  .onnx         synthesis network as an ONNX file; large weights are in a second file, NAME.onnx.data
 
-The last two take style latents w and a list of points, and give colours, for any number of both.
+The last two formats take any number of style latents w and of points, and return colours.
 """
 
 import argparse
@@ -20,38 +21,48 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint, export, published
+from ..checks import ArgumentError
+from ..command_line import OptionError
 from ..generator import CIPSGenerator
-from ._options import CommandError, add_source, check_writable, open_generator, say
+from ._options import add_source, check_writable, not_written, open_generator, say
 
-HELP = "turn a checkpoint into ours, a published one, ONNX or torch.export"
+HELP = "conversion of a checkpoint: ours, published, ONNX or torch.export"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of this command."""
+    """Add the command's arguments."""
     add_source(parser)
     parser.set_defaults(device="cpu")
-    parser.add_argument("--out", type=Path, required=True, help="file to write; its ending says what")
+    parser.add_argument("--out", type=Path, required=True, help="file to write; its ending selects the format")
     parser.add_argument(
-        "--check", action="store_true", help="read it back and compare; nothing is written if it differs"
+        "--check",
+        action="store_true",
+        help="comparison of the written file with the generator; a file that differs is not kept",
     )
-    parser.add_argument("--per-layer", action="store_true", help=".pt2, .onnx: w holds one latent a layer, [B, L, S]")
     parser.add_argument(
-        "--coords-per-image", action="store_true", help=".pt2, .onnx: every image has its own points, [B, P, 2]"
+        "--per-layer",
+        action="store_true",
+        help="input w of a .pt2 or .onnx file with one latent for each layer, [B, L, S] (default: [B, S])",
     )
-    parser.add_argument("--opset", type=int, help=".onnx: operator set (default: what PyTorch writes)")
+    parser.add_argument(
+        "--coords-per-image",
+        action="store_true",
+        help="input coords of a .pt2 or .onnx file with points for each image, [B, P, 2] (default: [P, 2])",
+    )
+    parser.add_argument("--opset", type=int, help="operator set of an .onnx file (default: the one PyTorch writes)")
 
 
 @dataclass(frozen=True)
 class Form:
-    """A kind of file: how it is written, how it is read back to render, and how close that has to be."""
+    """A file format: how a generator is written, how it is read back, and how much the images may differ."""
 
     write: Callable[[CIPSGenerator, Path, argparse.Namespace], None]
     read: Callable[[Path, CIPSGenerator], export.Render]
-    closeness: float
+    tolerance: float
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; 1 where --check finds a difference."""
+    """Convert a generator; the exit status is 1 if --check finds a difference."""
     form = _form_of(args)
     check_writable(args.out)
     generator = open_generator(args)
@@ -62,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
             record = {"file": str(args.out), "bytes": sum(part.stat().st_size for part in Path(folder).iterdir())}
             if args.check:
                 difference = export.largest_difference(generator, form.read(file, generator), **_inputs(args))
-                close = difference <= form.closeness  # NaN is not close
+                close = difference <= form.tolerance  # false for NaN
                 record |= {"check": "ok" if close else "differs", "largest_difference": difference}
         except (ValueError, ImportError) as error:
-            raise _refused(error) from None
+            raise _refused(args.out, error) from None
         except OSError as error:
-            raise _not_written(args.out, error) from None
+            raise not_written(args.out, error) from None
         if record.get("check") == "differs":
-            say(record | {"largest_allowed": form.closeness, "written": False})
+            say(record | {"largest_allowed": form.tolerance, "written": False})
             return 1
         _hand_over(file, args.out)
     say(record)
@@ -77,44 +88,44 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _form_of(args: argparse.Namespace) -> Form:
-    """The form that the output's ending names, once the options are seen to fit it."""
+    """The format that the ending of --out selects; OptionError if another option does not fit the format."""
     ending = args.out.suffix.lower()
     if ending not in FORMS:
-        raise CommandError(f"--out: got {str(args.out)!r}, must end in one of {', '.join(FORMS)}")
+        raise OptionError(f"--out: got {str(args.out)!r}, must end in one of {', '.join(FORMS)}")
     given = {"--per-layer": args.per_layer, "--coords-per-image": args.coords_per_image, "--opset": args.opset}
     for option, value in given.items():
         fitting = (".onnx",) if option == "--opset" else (".pt2", ".onnx")
         if value and ending not in fitting:
-            raise CommandError(f"{option}: only for {' and '.join(fitting)}, the output is {args.out.name!r}")
+            endings = " or ".join(fitting)
+            raise OptionError(f"{option}: needs an --out that ends in {endings}, got {args.out.name!r}")
     return FORMS[ending]
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, bool]:
-    """Which inputs an exported network takes."""
+    """The inputs that an exported network takes."""
     return {"per_layer": args.per_layer, "coords_per_image": args.coords_per_image}
 
 
 def _hand_over(file: Path, out: Path) -> None:
-    """Move a file and those that were written beside it to their place, itself at last."""
+    """Move the files of a folder to the folder of `out`: side files first, the main file last."""
     try:
         for part in sorted(file.parent.iterdir(), key=lambda part: part == file):
             os.replace(part, out.parent / part.name)
     except OSError as error:
-        raise _not_written(out, error) from None
+        raise not_written(out, error) from None
 
 
-def _not_written(out: Path, error: OSError) -> CommandError:
-    return CommandError(f"--out: got {str(out)!r}, which cannot be written ({error.strerror or error})")
-
-
-def _refused(error: ValueError | ImportError) -> CommandError:
-    """The option that the library's error is about."""
-    option = "--opset: " if str(error).startswith("opset: ") else "--out: "
-    return CommandError(option + str(error).removeprefix("opset: "))
+def _refused(out: Path, error: ValueError | ImportError) -> OptionError:
+    """An error about the option that the library's error is about."""
+    if isinstance(error, ArgumentError) and error.name == "opset":
+        return OptionError(f"--opset: {error.reason}")
+    if isinstance(error, ImportError):
+        return OptionError(f"--out: {error}")
+    return OptionError(f"--out: got {str(out)!r}, which cannot hold this generator ({error})")
 
 
 def _write_program(generator: CIPSGenerator, file: Path, args: argparse.Namespace) -> None:
-    content = io.BytesIO()  # PyTorch's own writer ends the whole process where the disk is full
+    content = io.BytesIO()  # on a full disk PyTorch's own writer ends the whole process
     torch.export.save(export.export_program(generator, **_inputs(args)), content)
     file.write_bytes(content.getbuffer())
 
@@ -132,11 +143,11 @@ FORMS = {
     ".safetensors": Form(
         lambda generator, file, args: checkpoint.save(generator, file),
         lambda file, generator: checkpoint.load(file).synthesis,
-        closeness=1e-6,
+        tolerance=1e-6,
     ),
     ".pt": Form(
-        lambda generator, file, args: published.save_published(generator, file), _read_published, closeness=1e-6
+        lambda generator, file, args: published.save_published(generator, file), _read_published, tolerance=1e-6
     ),
-    ".pt2": Form(_write_program, lambda file, generator: torch.export.load(file).module(), closeness=1e-4),
-    ".onnx": Form(_write_onnx, lambda file, generator: export.open_onnx(file), closeness=1e-4),
+    ".pt2": Form(_write_program, lambda file, generator: torch.export.load(file).module(), tolerance=1e-4),
+    ".onnx": Form(_write_onnx, lambda file, generator: export.open_onnx(file), tolerance=1e-4),
 }

@@ -1,11 +1,11 @@
-"""Few pixels, most of them where one looks, and the others interpolated; or the whole image from coarse to fine.
+"""Render a picture from few pixels, most of them near the gaze; the other pixels are interpolated.
 
     python -m cips_fast foveate runs/mine --size 1024 --gaze 0.3,-0.4 --budget 0.1 --out gaze.png --compare
 
-writes gaze.png, gaze-mask.png (white: computed), with --compare also gaze-full.png, and prints how far the two are
-apart: root mean square and PSNR in decibels, of all pixels, of those near the gaze (within a quarter of half the longer
-side) and of the rest. --progressive FOLDER writes a picture for each pass from coarse to fine; none computes a pixel
-again.
+writes gaze.png and gaze-mask.png, in which computed pixels are white. With --compare it also writes gaze-full.png and
+prints the error: root mean square and PSNR in decibels, for all pixels, for those near the gaze (closer than one eighth
+of the longer side) and for the rest. --progressive FOLDER also renders the whole image from coarse to fine and writes
+a picture after each pass; no pass computes a pixel that an earlier one computed.
 """
 
 import argparse
@@ -17,12 +17,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..anytime import progressive
-from ..command_line import number, numbers
+from ..command_line import OptionError, number, numbers
 from ..files import pictures
 from ..foveation import Foveated, cortical, foveate
 from ..render import Renderer
 from ._options import (
-    CommandError,
     add_latents,
     add_out,
     add_source,
@@ -37,36 +36,55 @@ from ._options import (
 )
 from ._output import check_format
 
-HELP = "few pixels, most of them where one looks; or an image from coarse to fine"
-LESS_MEMORY = ": use a smaller --size; all of the picture is held in memory"
+HELP = "picture from few pixels, most of them near the gaze"
+LESS_MEMORY = ": use a smaller --size; the whole picture is held in memory"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of `foveate`."""
+    """Add the command's arguments."""
     add_source(parser)
     add_latents(parser)
     add_view(parser)
-    add_out(parser, "foveated.png", "the picture")
+    add_out(parser, "foveated.png", "picture to write")
     parser.add_argument(
-        *("--gaze",), type=numbers(2), default=(0.0, 0.0), metavar="X,Y",
-        help="where one looks, from -1,-1 (first pixel) to 1,1 (last pixel) (default: 0,0)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--budget", type=number(0, 1, above=True), default=0.1, help="share of the pixels to compute (%(default)s)"
+        "--gaze",
+        type=numbers(2),
+        default=(0.0, 0.0),
+        metavar="X,Y",
+        help="point of the gaze, from -1,-1 (first pixel) to 1,1 (last pixel) (default: 0,0)",
     )
     parser.add_argument(
-        *("--falloff",), type=number(0, 1000, above=True), default=0.115, metavar="R",
-        help="how far away resolution halves, in half the longer side (%(default)s: 2.3 of 40 degrees)",
-    )  # fmt: skip
-    parser.add_argument("--compare", action="store_true", help="compute the full picture too, and the error")
-    parser.add_argument("--progressive", type=Path, metavar="FOLDER", help="write a picture a pass, coarse to fine")
+        "--budget",
+        type=number(0, 1, above=True),
+        default=0.1,
+        help="share of the pixels to compute (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--falloff",
+        type=number(0, 1000, above=True),
+        default=0.115,
+        metavar="R",
+        help="distance from the gaze at which the resolution is halved, as a fraction of half the longer side "
+        "(default: %(default)s, which is 2.3 degrees of a view 40 degrees wide)",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="comparison with the full picture, which is computed and written as well",
+    )
+    parser.add_argument(
+        "--progressive",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for a picture after each pass from coarse to fine (default: none)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render, and say where to, and how well."""
+    """Render a picture, write it, and print where it is and how good it is."""
     count = len(args.latents or args.seeds)
     if count != 1:
-        raise CommandError(f"--{'latents' if args.latents else 'seed'}: got {count} of them, must be one")
+        raise OptionError(f"--{'latents' if args.latents else 'seeds'}: got {count} of them, must be one")
     generator = open_generator(args)
     renderer = renderers_of(args, generator, chosen_latents(args, generator))[0]
     check_format(args, args.out, renderer.height, renderer.width, in_memory=True)
@@ -77,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _passes_writable(args: argparse.Namespace) -> contextlib.AbstractContextManager:
-    """Raise CommandError before anything is computed that cannot be written."""
+    """A context that raises OptionError, before anything is computed, if --progressive cannot be written."""
     if args.progressive is None:
         return contextlib.nullcontext()
     folder = args.progressive
@@ -85,7 +103,7 @@ def _passes_writable(args: argparse.Namespace) -> contextlib.AbstractContextMana
 
 
 def _write(args: argparse.Namespace, renderer: Renderer) -> dict:
-    """Render and write all pictures; what there is to say about them."""
+    """Render and write all pictures, and return the line to print about them."""
     foveated, seconds = _foveate(args, renderer)
     save_picture(args.out, _pixels(foveated.image))
     save_picture(_beside(args.out, "mask"), _pixels(foveated.evaluated[..., None].expand(-1, -1, 3) * 2.0 - 1))
@@ -100,7 +118,7 @@ def _write(args: argparse.Namespace, renderer: Renderer) -> dict:
 
 
 def _foveate(args: argparse.Namespace, renderer: Renderer) -> tuple[Foveated, float]:
-    """The picture, and the seconds that it took."""
+    """The foveated picture, and how many seconds it took."""
     started = time.perf_counter()
     with options_named(args):
         falloff = cortical(args.falloff)
@@ -109,7 +127,7 @@ def _foveate(args: argparse.Namespace, renderer: Renderer) -> tuple[Foveated, fl
 
 
 def _passes(renderer: Renderer, folder: Path) -> Tensor:
-    """Write every pass, say when it was there, and return the last one, [H, W, 3]."""
+    """Write the picture of each pass, print the time of each, and return the last picture, [H, W, 3]."""
     started = time.perf_counter()
     for index, one in enumerate(progressive(renderer.pixels, renderer.height, renderer.width)):
         seconds = round(time.perf_counter() - started, 3)
@@ -120,10 +138,10 @@ def _passes(renderer: Renderer, folder: Path) -> Tensor:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """`gaze-mask.png` for `gaze.jpg`: what a picture is compared with is lossless."""
+    """`gaze-mask.png` for `gaze.jpg`. The format is lossless, because the picture is used for comparisons."""
     return path.with_name(f"{path.stem}-{name}.png")
 
 
 def _pixels(rgb: Tensor):
-    """Colours [H, W, 3] as uint8."""
+    """Colours [H, W, 3] as uint8 pixels."""
     return pictures.to_pixels(rgb.permute(2, 0, 1))

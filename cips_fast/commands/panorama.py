@@ -1,21 +1,22 @@
-"""Panoramas of 360 degrees, whose left and right edges meet.
+"""Render panoramas of 360 degrees, whose left and right edges meet.
 
-Of a generator with a cylinder's geometry it is one latent's image, a picture for each seed. Of a generator of plane
-images the seeds stand round a circle and blend into each other, an even number of them.
+A generator with a cylinder's geometry gives a panorama for each seed. With a generator of plane images, an even number
+of seeds stand around a circle, and each blends into the next.
 
-It says how the edges meet: `seam`, the largest difference of colours at the two ends; `step`, the mean one from the
-last column to the first, and `beside`, that of the columns next to them. Colours are from -1 to 1.
+The command prints how well the edges meet, for colours from -1 to 1: `seam` is the largest difference between the two
+ends, `step` the mean difference between the last column and the first, and `beside` the mean difference between the
+columns next to them.
 """
 
 import argparse
 from pathlib import Path
 
+from ..command_line import OptionError
 from ..generator import CIPSGenerator
+from ..hardware import PRECISIONS
 from ..panorama import Panorama, seam
 from ..render import Picture, Renderer
 from ._options import (
-    PRECISIONS,
-    CommandError,
     add_out,
     add_precision,
     add_seeds,
@@ -28,26 +29,31 @@ from ._options import (
 )
 from ._output import write_picture
 
-HELP = "360-degree panoramas, of a cylinder's generator or of blended latents"
-LESS_MEMORY = ": use a smaller --size, or a .tif, whose memory does not grow with its size"
+HELP = "panoramas of 360 degrees, from a cylinder's generator or from blended latents"
+LESS_MEMORY = ": use a smaller --size, or a .tif, whose memory does not grow with the size"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of `panorama`."""
+    """Add the command's arguments."""
     add_source(parser)
     add_seeds(parser, default="0-5")
     parser.add_argument(
-        *("--size",), type=parse_size, metavar="WxH",
-        help="pixels (default: as high as the generator's own images, twice as wide or a square for each latent)",
-    )  # fmt: skip
+        "--size",
+        type=parse_size,
+        metavar="WxH",
+        help="size of a panorama in pixels (default: the generator's own height; the width is twice the height for a "
+        "cylinder, and the height for each seed of a plane)",
+    )
     add_precision(parser)
     add_out(
-        parser, "panorama.png", "a picture; of several seeds on a cylinder, one for each, with its seed in its name"
+        parser,
+        "panorama.png",
+        "picture to write; a cylinder's generator writes one for each seed, with the seed in its name",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render, and say how the edges meet."""
+    """Render panoramas, write them, and print how well their edges meet."""
     generator = open_generator(args)
     for path, picture, turn in _panoramas(args, generator):
         write_picture(args, path, picture)
@@ -58,15 +64,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _panoramas(args: argparse.Namespace, generator: CIPSGenerator) -> list[tuple[Path, Picture, tuple[float, float]]]:
-    """Where to, what, and the two coordinates that are one place."""
+    """For each panorama its path, its picture, and (left, right), two coordinates of the same longitude."""
     latents = seeds_latents(args, generator, args.seeds)
     dtype, closed, count = PRECISIONS[args.precision], generator.geometry == "cylinder", len(latents)
     width, height = args.size or (generator.size * (2 if closed else count), generator.size)
     if not closed and count % 2:
         more = f"{args.seeds[0]},{args.seeds[0] + 1}" if count == 1 else f"{count + 1} of them"
-        raise CommandError(
-            f"--seeds: got {count}, must be an even number of seeds, such as {more}: every second picture on the "
-            "circle is mirrored, so that neighbours meet"
+        raise OptionError(
+            f"--seeds: got {count}, must be an even number of seeds, such as {more}, because every second picture "
+            "around the circle is mirrored"
         )
     with options_named(args):
         if not closed:

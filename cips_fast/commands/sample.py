@@ -1,8 +1,8 @@
-"""Images of latents, of any size and region, from the native grid up to gigapixels.
+"""Render images of latents, of any size and any region, up to gigapixels.
 
-With a file for --out all seeds go into one picture, row by row; with a folder every seed has a file of its own. A .tif
-of one seed is written tile by tile as a pyramidal BigTIFF, in memory that does not grow with the image. If it is
-interrupted, the same command continues where it stopped.
+If --out is a file, it shows the images of all seeds, row by row; if --out is a folder, it receives a file for each
+seed. A .tif of one seed is written tile by tile as a pyramidal BigTIFF, and needs no more memory for a larger image. If
+the command is interrupted, the same command continues where it stopped.
 """
 
 import argparse
@@ -27,28 +27,32 @@ from ._options import (
 )
 from ._output import check_format, render_pixels, write_picture
 
-HELP = "images of latents: grids or single files, any size and region"
-LESS_MEMORY = ": use a smaller --size, or a .tif of one picture, whose memory does not grow with its size"
-MOST_COLUMNS = 1 << 16
+HELP = "images of latents, in a grid or in single files, of any size and region"
+LESS_MEMORY = ": use a smaller --size, or a .tif of one picture, whose memory does not grow with the size"
+MAX_COLUMNS = 1 << 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of `sample`."""
+    """Add the command's arguments."""
     add_source(parser)
     add_latents(parser, default="0-11")
     add_view(parser)
-    add_out(parser, "samples.png", "a picture for all seeds, or a folder for one picture each")
+    add_out(parser, "samples.png", "picture for all seeds, or folder for a picture of each seed")
     parser.add_argument(
-        *("--columns",), type=whole_number(1, MOST_COLUMNS),
-        help="of a picture with several seeds (default: nearly a square)",
-    )  # fmt: skip
+        "--columns",
+        type=whole_number(1, MAX_COLUMNS),
+        help="number of columns in a picture of several seeds (default: about as many as rows)",
+    )
     parser.add_argument(
-        "--format", choices=sorted({e[1:] for e in pictures.FORMATS}), default="png", help="in a folder (%(default)s)"
+        "--format",
+        choices=sorted({ending[1:] for ending in pictures.FORMATS}),
+        default="png",
+        help="format of the pictures in a folder (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render, and say where to."""
+    """Render the images, write them, and print where they are."""
     generator = open_generator(args)
     renderers = renderers_of(args, generator, chosen_latents(args, generator))
     ending = args.out.suffix.lower()
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_sheet(args: argparse.Namespace, renderers: list[Renderer]) -> None:
-    """All images in one file."""
+    """Write all images into one file."""
     columns = args.columns or math.ceil(math.sqrt(len(renderers)))
     rows = -(-len(renderers) // columns)
     option = "--columns" if columns > len(renderers) else "--size"

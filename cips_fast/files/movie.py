@@ -14,6 +14,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
+from ..checks import ArgumentError
 from .atomic import PARTIAL, sync_folder
 
 CRF = 18  # H.264's constant rate factor, 0 to 51: from about here on the loss is hard to see
@@ -85,10 +86,10 @@ class Movie:
             OSError: the file cannot be written.
         """
         if self._encoder is None:
-            raise ValueError(f"frame: got one for {str(self.path)!r}, which is closed")
+            raise ArgumentError("frame", f"got one for {str(self.path)!r}, which is closed")
         if frame.shape != (self.height, self.width, 3) or frame.dtype != np.uint8:
             wanted = [self.height, self.width, 3]
-            raise ValueError(f"frame: got {list(frame.shape)} of {frame.dtype}, must be {wanted} of uint8")
+            raise ArgumentError("frame", f"got {list(frame.shape)} of {frame.dtype}, must be {wanted} of uint8")
         self._encoder.write(np.ascontiguousarray(frame))
         self.frames += 1
 
@@ -103,7 +104,7 @@ class Movie:
             return
         if not self.frames:
             self._drop()
-            raise ValueError(f"frames: got none for {str(self.path)!r}, must be at least 1")
+            raise ArgumentError("frames", f"got none for {str(self.path)!r}, must be at least 1")
         self._finish(self.path)
         self.partial.unlink(missing_ok=True)  # of an interrupted movie, which this one replaces
 
@@ -258,11 +259,11 @@ def _checked(path: Path, fps: float | Fraction, height: int, width: int) -> Frac
     """The frame rate, if the format that the path names holds such a movie."""
     limits = LIMITS.get(path.suffix.lower())
     if limits is None:
-        raise ValueError(f"path: got {str(path)!r}, must end in {', '.join(LIMITS)}")
+        raise ArgumentError("path", f"got {str(path)!r}, must end in {', '.join(LIMITS)}")
     if not SLOWEST <= fps <= limits.fastest:
-        raise ValueError(f"fps: got {fps}, must be {SLOWEST} to {limits.fastest} for {path.suffix}")
+        raise ArgumentError("fps", f"got {fps}, must be {SLOWEST} to {limits.fastest} for {path.suffix}")
     for name, size in (("height", height), ("width", width)):
         if not 1 <= size <= limits.longest or (limits.even and size % 2):
             even = " and even" if limits.even else ""
-            raise ValueError(f"{name}: got {size}, must be 1 to {limits.longest}{even} for {path.suffix}")
+            raise ArgumentError(name, f"got {size}, must be 1 to {limits.longest}{even} for {path.suffix}")
     return Fraction(fps).limit_denominator(1001)

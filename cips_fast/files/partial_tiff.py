@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from ..checks import ArgumentError, argument_os_error
 from . import lock
 
 ENDING = ".partial"  # of the folder's name
@@ -133,9 +134,10 @@ class PartialTiff:
 
     def _check_place(self) -> None:
         if self.path.is_dir():
-            raise IsADirectoryError(f"path: got {str(self.path)!r}, which is a folder")
+            raise argument_os_error(IsADirectoryError, "path", f"got {str(self.path)!r}, which is a folder")
         if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"path: got {str(self.path)!r}, but there is no folder {str(self.path.parent)!r}")
+            reason = f"got {str(self.path)!r}, but there is no folder {str(self.path.parent)!r}"
+            raise argument_os_error(FileNotFoundError, "path", reason)
 
     def _open(self) -> None:
         """Open the file of tiles, and keep other writers out until it is closed."""
@@ -163,7 +165,8 @@ class PartialTiff:
         try:
             lock.hold(self._file)
         except BlockingIOError as error:
-            raise BlockingIOError(error.errno, f"path: another writer is at work in {str(self.folder)!r}") from None
+            reason = f"another writer is at work in {str(self.folder)!r}"
+            raise argument_os_error(BlockingIOError, "path", reason, error.errno) from None
 
     def _first_record(self, key: dict[str, int | str | None]) -> int | None:
         """Where records begin in an unfinished image with this key; None where nothing is worth keeping."""
@@ -173,8 +176,8 @@ class PartialTiff:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"path: {str(self.folder / 'key.json')!r} is damaged ({error}); delete the folder"
+            raise ArgumentError(
+                "path", f"{str(self.folder / 'key.json')!r} is damaged ({error}); delete the folder"
             ) from None
         if os.fstat(self._file.fileno()).st_size <= first:  # no tile, and so nothing that another key could spoil
             return None
@@ -182,9 +185,10 @@ class PartialTiff:
         if different:
             there = ", ".join(f"{name} {found.get(name)!r}" for name in different)
             asked = ", ".join(f"{name} {key.get(name)!r}" for name in different)
-            raise ValueError(
-                f"path: the folder {str(self.folder)!r} holds an unfinished image with {there}, and now got {asked}; "
-                "finish that one with what it was begun with, or delete the folder"
+            raise ArgumentError(
+                "path",
+                f"the folder {str(self.folder)!r} holds an unfinished image with {there}, and now got {asked}; "
+                "finish that one with what it was begun with, or delete the folder",
             )
         return first
 
@@ -239,12 +243,12 @@ class PartialTiff:
         try:
             yield
         except OSError as error:
-            message = f"path: {str(self.path)!r} cannot be written in {str(self.folder)!r}: {error.strerror or error}"
+            reason = f"{str(self.path)!r} cannot be written in {str(self.folder)!r}: {error.strerror or error}"
             if len(self):
                 estimate = self._end * self.total // len(self)
-                message += f"; {len(self):,} of {self.total:,} tiles are stored there, in {self._end:,} bytes of about "
-                message += f"{estimate:,}, and the same call goes on from them"
-            raise OSError(error.errno, message) from error
+                reason += f"; {len(self):,} of {self.total:,} tiles are stored there, in {self._end:,} bytes of about "
+                reason += f"{estimate:,}, and the same call goes on from them"
+            raise argument_os_error(OSError, "path", reason, error.errno) from error
 
 
 def discard(path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import ArgumentError
 from .atomic import whole_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -43,12 +44,12 @@ def format_of(path: str | Path, height: int = 1, width: int = 1) -> str:
     """
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
-        raise ValueError(f"out: got {str(path)!r}, must end in one of {', '.join(FORMATS)}")
+        raise ArgumentError("out", f"got {str(path)!r}, must end in one of {', '.join(FORMATS)}")
     kind = FORMATS[ending]
     longest = LONGEST.get(kind)
     if longest is not None and max(height, width) > longest:
-        raise ValueError(
-            f"out: got {width}x{height} for {str(path)!r}, {kind} holds {longest} a side: use .tif or .png"
+        raise ArgumentError(
+            "out", f"got {width}x{height} for {str(path)!r}, {kind} holds {longest} a side: use .tif or .png"
         )
     return kind
 

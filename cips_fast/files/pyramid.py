@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..checks import ArgumentError
 from .partial_tiff import PartialTiff, decode, encode
 
 MOST_ENCODERS = 16
@@ -72,9 +73,9 @@ def write(
     height, width, tile_size = _check_sizes(height, width, tile_size)
     workers = _whole_number("workers", workers, 1, 1024)
     if not (description is None or (isinstance(description, str) and "\0" not in description)):
-        raise ValueError(f"description: got {description!r}, must be a text without zero bytes, or None")
+        raise ArgumentError("description", f"got {description!r}, must be a text without zero bytes, or None")
     if not isinstance(fingerprint, str):
-        raise ValueError(f"fingerprint: got {fingerprint!r}, must be a text")
+        raise ArgumentError("fingerprint", f"got {fingerprint!r}, must be a text")
     image = _Pyramid(level_sizes(height, width, tile_size), tile_size)
     key = {"height": height, "width": width, "tile_size": tile_size}
     key |= {"description": description, "fingerprint": fingerprint}
@@ -224,9 +225,10 @@ def _render(tile: Tile, rows: slice, columns: slice) -> np.ndarray:
     pixels = np.array(tile(rows, columns))  # a copy: whoever renders may use the same memory for the next tile
     shape = (rows.stop - rows.start, columns.stop - columns.start, 3)
     if pixels.dtype != np.uint8 or pixels.shape != shape:
-        raise ValueError(
-            f"tile: got {pixels.dtype} {list(pixels.shape)} for rows {rows.start} to {rows.stop} and columns "
-            f"{columns.start} to {columns.stop}, must be uint8 {list(shape)}"
+        raise ArgumentError(
+            "tile",
+            f"got {pixels.dtype} {list(pixels.shape)} for rows {rows.start} to {rows.stop} and columns "
+            f"{columns.start} to {columns.stop}, must be uint8 {list(shape)}",
         )
     return pixels
 
@@ -266,13 +268,14 @@ def _check_sizes(height: int, width: int, tile_size: int) -> tuple[int, int, int
     width = _whole_number("width", width, 1, 2**32 - 1)
     tile_size = _whole_number("tile_size", tile_size, 16, 16384)
     if tile_size % 16:
-        raise ValueError(f"tile_size: got {tile_size}, must be a multiple of 16")
+        raise ArgumentError("tile_size", f"got {tile_size}, must be a multiple of 16")
     if 3 * height * width >= 2**63:
-        raise ValueError(f"height, width: got {height} and {width}, must be below 2**63 bytes, at three a pixel")
+        raise ArgumentError("height, width", f"got {height} and {width}, must be below 2**63 bytes, at three a pixel")
     if (tiles := -(-height // tile_size) * -(-width // tile_size)) > MOST_TILES:
-        raise ValueError(
-            f"height, width, tile_size: got {height}, {width} and {tile_size}, which makes {tiles} tiles; must be at "
-            f"most {MOST_TILES}, whose index fits in memory: take larger tiles"
+        raise ArgumentError(
+            "height, width, tile_size",
+            f"got {height}, {width} and {tile_size}, which makes {tiles} tiles; must be at "
+            f"most {MOST_TILES}, whose index fits in memory: take larger tiles",
         )
     return height, width, tile_size
 
@@ -283,5 +286,5 @@ def _whole_number(name: str, value: int, least: int, most: int) -> int:
     except TypeError:
         number = None
     if number is None or not least <= number <= most:
-        raise ValueError(f"{name}: got {value!r}, must be a whole number from {least} to {most}")
+        raise ArgumentError(name, f"got {value!r}, must be a whole number from {least} to {most}")
     return number

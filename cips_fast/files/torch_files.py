@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import torch
 
-from .untrusted import PICKLE, ZIP, first_line, kind_of, not_a_checkpoint, open_file
+from .untrusted import PICKLE, ZIP, CheckpointError, first_line, kind_of, not_a_checkpoint, open_file
 
 # What `torch.load` and `zipfile` raise over bytes that are not what they should be.
 UNREADABLE = (
@@ -44,7 +44,7 @@ def read_torch_file(path: str | Path) -> object:
                 warnings.simplefilter("ignore")  # on classes that old files name
                 return torch.load(file, map_location="cpu", weights_only=True)
         except UNREADABLE as error:
-            raise ValueError(f"checkpoint: {str(path)!r} cannot be read as tensors alone ({_reason(error)})") from None
+            raise CheckpointError(path, f"cannot be read as tensors alone ({_reason(error)})") from None
 
 
 def _check_zip(file: BinaryIO) -> None:

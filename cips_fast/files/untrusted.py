@@ -5,8 +5,23 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from ..checks import ArgumentError, argument_os_error
+
 SAFETENSORS, ZIP, PICKLE, OTHER = "safetensors", "zip", "pickle", "other"  # what `kind_of` gives
 PROTOCOLS = b"\x02\x03\x04\x05"  # of pickle, the second byte of such a file
+
+
+class CheckpointError(ArgumentError):
+    """A file that cannot be used as a checkpoint.
+
+    Attributes:
+        fault: what is wrong with the file, as the rest of a sentence that begins with the file's name.
+    """
+
+    def __init__(self, path: str | Path, fault: str):
+        super().__init__("checkpoint", f"{str(path)!r} {fault}")
+        self.args = path, fault  # from which pickle makes the error again
+        self.fault = fault
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -21,9 +36,11 @@ def open_file(path: str | Path) -> BinaryIO:
             raise FileNotFoundError
         return open(path, "rb")
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
-        raise FileNotFoundError(f"checkpoint: got {str(path)!r}, which is not a file") from None
+        reason = f"got {str(path)!r}, which is not a file"
+        raise argument_os_error(FileNotFoundError, "checkpoint", reason) from None
     except OSError as error:
-        refused = type(error)(f"checkpoint: {str(path)!r} cannot be read ({error.strerror})")
+        reason = f"{str(path)!r} cannot be read ({error.strerror})"
+        refused = argument_os_error(type(error), "checkpoint", reason)
         refused.strerror = error.strerror  # for callers that say the rest in their own words
         raise refused from None
 
@@ -46,13 +63,11 @@ def kind_of(path: str | Path) -> str:
     return PICKLE if start[:1] == b"\x80" and start[1:2] in PROTOCOLS else OTHER
 
 
-def not_a_checkpoint(path: str | Path) -> ValueError:
+def not_a_checkpoint(path: str | Path) -> CheckpointError:
     """The error for a file of kind `OTHER`."""
     if os.stat(path).st_size == 0:
-        return ValueError(f"checkpoint: {str(path)!r} is empty")
-    return ValueError(
-        f"checkpoint: {str(path)!r} is not a checkpoint: it is neither a safetensors file nor one that torch.save wrote"
-    )
+        return CheckpointError(path, "is empty")
+    return CheckpointError(path, "is not a checkpoint: it is neither a safetensors file nor one that torch.save wrote")
 
 
 def first_line(error: BaseException | str, most: int = 120) -> str:

@@ -31,10 +31,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=TARGETS,
         default=list(dict.fromkeys(chip.architecture for chip in DATA_SHEETS)),
-        help="architectures to compile for; those of the five chips unless given",
+        help="architectures to compile for (default: those of the five chips with data sheets)",
     )
-    parser.add_argument("--kernel", default="", metavar="NAME", help="only kernels whose name contains this, no totals")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--kernel",
+        default="",
+        metavar="NAME",
+        help="part of the names of the kernels to report, without totals (default: all)",
+    )
+    parser.add_argument("--json", action="store_true", help="JSON output instead of tables")
     options = parser.parse_args(arguments)
     options.target = list(dict.fromkeys(options.target))
     return options
