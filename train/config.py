@@ -217,8 +217,12 @@ def _checked_shares(shares: Sequence[float], res: int, crop: int, scales: int) -
     """The shares of strides; they are divided by their sum if it differs from 1 by more than NumPy allows."""
     total = sum(shares)
     fit = len(shares) == scales and min(shares) >= 0 and abs(total - 1) < SUM_TOLERANCE
-    shares_of = "1 share, of stride 1" if scales == 1 else f"{scales} shares, of strides 1 to {2 ** (scales - 1)}"
-    wanted = f"{shares_of} that sum to 1, with --res {res} and --crop {crop}"
+    shares_of = (
+        "1 share, of stride 1, which is 1"
+        if scales == 1
+        else f"{scales} shares, of strides 1 to {2 ** (scales - 1)}, that sum to 1"
+    )
+    wanted = f"{shares_of}, with --res {res} and --crop {crop}"
     _require(fit, "stride_shares", ",".join(f"{share:g}" for share in shares), wanted)
     return tuple(shares) if abs(total - 1) < NUMPY_TOLERANCE else tuple(share / total for share in shares)
 
