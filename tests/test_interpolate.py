@@ -183,7 +183,7 @@ def test_a_zoom_beyond_the_trained_area_warns_once(source, tmp_path, capsys):
         (["--zoom", "4", "--region", "0,0,0,1"], r"--region: got \(0\.0, 0\.0, 0\.0, 1\.0\), must be"),
         (["--zoom", "4", "--loop"], "--loop: cannot be combined with --zoom"),
         (["--mix", "4", "--loop"], "--loop: cannot be combined with --mix"),
-        (["--pan", "2,0", "--loop"], "--loop: cannot be combined with --pan 2,0, which is no whole turn of a panorama"),
+        (["--pan", "2,0", "--loop"], "--loop: cannot be combined with --pan 2,0, not a whole turn of a panorama"),
         (["--center", "0,0"], "--center: needs --zoom"),
         (["--crossover", "2"], "--crossover: needs --mix"),
         (["--out", "mix.png", "--mix", "4", "--crossover", "8"], "--crossover: got 8, must be 0 to 7"),

@@ -224,7 +224,7 @@ def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) ->
         whole_turns = generator.geometry == "cylinder" and args.pan[0] % 2 == 0 and args.pan[1] == 0
         if args.loop and not whole_turns:
             raise OptionError(
-                f"--loop: cannot be combined with --pan {args.pan[0]:g},{args.pan[1]:g}, which is no whole turn of a panorama"
+                f"--loop: cannot be combined with --pan {args.pan[0]:g},{args.pan[1]:g}, not a whole turn of a panorama"
             )
         return walks.pan(args.region, args.pan, frames, closed=args.loop)
     return [args.region] * frames
