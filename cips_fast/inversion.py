@@ -135,7 +135,9 @@ def project(
         raise ArgumentError("perceptual", f"got {perceptual}, must be at least 0")
     picture = _picture(generator, target, mask, region)
     if perceptual and min(picture.known.shape) < SMALLEST:
-        raise ArgumentError("target", f"got {list(target.shape)}, a perceptual distance needs {SMALLEST} pixels a side")
+        height, width = picture.known.shape
+        wanted = f"at least {SMALLEST}x{SMALLEST} for a perceptual distance"
+        raise ArgumentError("target", f"got {width}x{height} pixels, must be {wanted}")
     points = picture.points()
 
     def errors(w: Tensor, rng: torch.Generator) -> dict[str, Tensor]:

@@ -124,12 +124,10 @@ def _check_can_be_published(generator: CIPSGenerator) -> None:
     }
     for name, (value, wanted) in settings.items():
         if value != wanted:
-            hint = ": the generators that this library trains are not, those of published checkpoints are"
-            raise ArgumentError(
-                name,
-                f"got {value!r}, a published checkpoint can only be of {wanted!r}"
-                + (hint if name == "align_corners" else ""),
-            )
+            reason = f"got {value!r}, must be {wanted!r} in a published checkpoint"
+            if name == "align_corners":
+                reason += "; it is True in the generators that this library trains"
+            raise ArgumentError(name, reason)
 
 
 def published_state(source: str | Path | Mapping[str, Tensor], entries: tuple[str, ...]) -> dict[str, Tensor]:

@@ -129,7 +129,10 @@ SAMPLE, FOVEATE, INTERPOLATE, PANORAMA, PROJECT = (
         ((*PROJECT, "picture.png", "--prior", "inf"), "--prior: got inf, must be at least 0"),
         ((*PROJECT, "picture.png", "--known", "nan"), "--known: got nan, must be more than 0"),
         ((*PROJECT, "picture.png", "--learning-rate", "1e30", "--out", "a/b"), "--learning-rate: the loss is"),
-        ((*PROJECT, "picture.png", "--perceptual", "1", "--out", "a/b"), "--size: got [3, 8, 8], a perceptual"),
+        (
+            (*PROJECT, "picture.png", "--perceptual", "1", "--out", "a/b"),
+            "--size: got 8x8 pixels, must be at least 32x32",
+        ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
 )

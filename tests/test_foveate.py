@@ -76,7 +76,7 @@ def test_an_error_without_a_number_is_null(saved, tmp_path, capsys):
         (["--budget", "0"], "--budget: got 0.0, must be more than 0 and at most 1"),
         (["--budget", "1e-9"], "--budget: got 1e-09, which is less than one pixel"),
         (["--falloff", "-1"], "--falloff: got -1.0, must be more than 0"),
-        (["--seeds", "0-1"], "--seed: got 2 of them, must be one"),
+        (["--seeds", "0-1"], "--seeds: got 2 of them, must be one"),
         (["--out", "picture.bmp"], "--out: got 'picture.bmp', must end in one of .png"),
         (["--out", "{folder}/tiny.safetensors/x.png"], "which cannot be written"),
         (

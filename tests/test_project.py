@@ -168,7 +168,10 @@ def test_a_mask_of_any_kind(kind, picture, tmp_path):
         (["{picture}", "--pixels=-4"], "--pixels: got -4, must be at least 1"),
         (["{picture}", "--learning-rate", "0"], "--learning-rate: got 0.0, must be more than 0"),
         (["{picture}", "--learning-rate", "1e30"], "--learning-rate: the loss is "),
-        (["{picture}", "--perceptual", "1"], "--size: got [3, 16, 16], a perceptual distance needs 32 pixels"),
+        (
+            ["{picture}", "--perceptual", "1"],
+            "--size: got 16x16 pixels, must be at least 32x32 for a perceptual distance",
+        ),
         (["{picture}", "--region=0,0,0,1"], "--region: got (0.0, 0.0, 0.0, 1.0)"),
         (["{picture}", "--out", "{folder}/tiny.safetensors/found"], "which cannot be written"),
     ],
@@ -200,7 +203,7 @@ def test_a_pipe_is_no_picture_and_does_not_hang(saved, picture, tmp_path, capsys
     [
         (None, "which is not what `project` writes"),
         ({"v": torch.zeros(1, 32)}, "it has no tensor 'w'"),
-        ({"w": torch.zeros(1, 64)}, "must be [1, 32] or [1, 7, 32]: another generator's?"),
+        ({"w": torch.zeros(1, 64)}, "must be [1, 32] or [1, 7, 32]; it may be of another generator"),
     ],
 )
 def test_latents_that_are_none(saved, tmp_path, capsys, tensors, words):

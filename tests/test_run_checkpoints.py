@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from cips_fast.files.untrusted import CheckpointError
 from cips_fast.run_checkpoints import candidates, open_newest
 
 STEPS = (9, 98, 99, 100)
@@ -16,7 +17,7 @@ def name(step):
 def read(path):
     text = path.read_text("utf-8")
     if text == "damaged":
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged (bytes differ)")
+        raise CheckpointError(path, "is damaged (bytes differ)")
     return text
 
 

@@ -61,13 +61,14 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activation",
         choices=ACTIVATIONS,
-        help="activation of a published checkpoint that uses sines, whose file does not say which "
-        "(default: what the checkpoint says)",
+        help="activation of a published checkpoint with sines, which its file does not name "
+        "(default: the checkpoint's)",
     )
     parser.add_argument(
         "--integer-coords",
         action="store_true",
-        help="mark of a published checkpoint whose coordinates count pixels (default: from -1 to 1)",
+        help="coordinates that count pixels, for a published checkpoint that was trained with them "
+        "(default: coordinates from -1 to 1)",
     )
     parser.add_argument(
         "--device",

@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind", choices=walks.KINDS, default="spline", help="kind of walk between seeds (default: %(default)s)"
     )
     parser.add_argument(
-        "--loop", action="store_true", help="walk that ends where it begins, so that the movie repeats without a jump"
+        "--loop",
+        action="store_true",
+        help="return to the beginning at the end of the movie, which then repeats without a jump",
     )
     parser.add_argument(
         "--seconds", type=float, default=8.0, help="length of the movie in seconds (default: %(default)s)"
@@ -222,7 +224,7 @@ def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) ->
         whole_turns = generator.geometry == "cylinder" and args.pan[0] % 2 == 0 and args.pan[1] == 0
         if args.loop and not whole_turns:
             raise OptionError(
-                f"--pan: got {args.pan[0]:g},{args.pan[1]:g}, must be whole turns of a panorama with --loop: 2,0"
+                f"--loop: cannot be combined with --pan {args.pan[0]:g},{args.pan[1]:g}, not a whole turn of a panorama"
             )
         return walks.pan(args.region, args.pan, frames, closed=args.loop)
     return [args.region] * frames
