@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cips_fast.checkpoint import read_tensors, write_tensors
 from cips_fast.files import lock
-from cips_fast.files.atomic import whole_file, write_whole
+from cips_fast.files.atomic import TEMPORARY, temporary_path, whole_file, write_whole
 from cips_fast.run_checkpoints import by_step, candidates, open_newest, step_of
 
 from .config import MAY_CHANGE, OptionError, Options, to_dict
@@ -27,8 +27,8 @@ from .stats_file import append_record, forget_after
 KEPT_CHECKPOINTS = 3
 BEFORE_IT_WAS = {"geometry": "plane"}  # what a run did before there was such an option
 LOCK = ".lock"
-# What a killed run leaves: our own temporary files, those of earlier versions, and those of safetensors.
-TEMPORARY = re.compile(r"\.[0-9]+-[0-9a-f]+\.partial|(options|stats|latest|step-.*|kimg-.*)\.partial|\.tmp\w+")
+# Temporary files that earlier versions of this library, or safetensors, left when a run was killed.
+OTHER_TEMPORARY = re.compile(r"(options|stats|latest|step-.*|kimg-.*)\.partial|\.tmp\w+")
 BEFORE_OPTIONS = ("samples", "checkpoints", LOCK)  # what there is before options.json
 
 
@@ -203,14 +203,14 @@ class RunFolder:
         entries = [entry for entry in self.path.iterdir() if entry.name not in BEFORE_OPTIONS]
         for folder in (self.samples, self.checkpoints):
             entries += folder.iterdir() if folder.is_dir() else []
-        return all(TEMPORARY.fullmatch(entry.name) for entry in entries)
+        return all(_is_temporary(entry) for entry in entries)
 
     def _clear_temporary_files(self) -> None:
         for folder in (self.path, self.samples, self.checkpoints):
             if folder.is_dir():
                 for file in folder.iterdir():
                     in_use = folder == self.path and _is_of_a_living_process(file)
-                    if TEMPORARY.fullmatch(file.name) and file.is_file() and not in_use:
+                    if _is_temporary(file) and file.is_file() and not in_use:
                         file.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> OptionError:
@@ -235,11 +235,16 @@ def _options_in(file: Path) -> dict[str, Any]:
 
 def _try_writing(folder: Path) -> None:
     """Raise OSError if no file can be written into a folder."""
-    file = folder / f".{os.getpid()}-0.partial"
+    file = temporary_path(folder / "file")
     try:
         file.write_bytes(b"x" * 4096)
     finally:
         file.unlink(missing_ok=True)
+
+
+def _is_temporary(file: Path) -> bool:
+    """Whether a killed run may have left the file, by its name."""
+    return TEMPORARY.fullmatch(file.name) is not None or OTHER_TEMPORARY.fullmatch(file.name) is not None
 
 
 def _is_of_a_living_process(file: Path) -> bool:

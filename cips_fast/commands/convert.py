@@ -11,7 +11,6 @@ The last two take style latents w and a list of points, and give colours, for an
 
 import argparse
 import io
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint, export, published
+from ..files.atomic import move_into_place
 from ..generator import CIPSGenerator
 from ._options import CommandError, add_source, check_writable, open_generator, say
 
@@ -98,7 +98,7 @@ def _hand_over(file: Path, out: Path) -> None:
     """Move a file and those that were written beside it to their place, itself at last."""
     try:
         for part in sorted(file.parent.iterdir(), key=lambda part: part == file):
-            os.replace(part, out.parent / part.name)
+            move_into_place(part, out.parent / part.name)
     except OSError as error:
         raise _not_written(out, error) from None
 

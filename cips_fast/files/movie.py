@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import secrets
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from .atomic import PARTIAL, sync_folder
+from .atomic import move_into_place, temporary_path
 
 CRF = 18  # H.264's constant rate factor, 0 to 51: from about here on the loss is hard to see
 WEBP_QUALITY = 90
@@ -66,8 +65,7 @@ class Movie:
     def __init__(self, path: str | Path, fps: float | Fraction, height: int, width: int):
         self.path = Path(path)
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        own = f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{self.path.suffix}"  # two writers of one path never mix
-        self.temporary = self.path.with_name(own)
+        self.temporary = temporary_path(self.path)
         self.fps, self.height, self.width = _checked(self.path, fps, height, width), height, width
         self.frames = 0
         self.left = False  # whether frames were left at `partial`
@@ -126,14 +124,11 @@ class Movie:
     def _finish(self, path: Path) -> None:
         try:
             self._encoder.finish()
-            with open(self.temporary, "r+b") as file:
-                os.fsync(file.fileno())
-            os.replace(self.temporary, path)
+            move_into_place(self.temporary, path)
         except BaseException:
             self._drop()
             raise
         self._encoder = None
-        sync_folder(path.parent)
 
     def _drop(self) -> None:
         self._encoder.abort()

@@ -24,6 +24,7 @@ import numpy as np
 import tifffile
 
 from . import lock
+from .atomic import TEMPORARY, move_into_place, write_whole
 
 ENDING = ".partial"  # of the folder's name
 RECORD = struct.Struct("<II")
@@ -121,10 +122,9 @@ class PartialTiff:
                 for page, offsets, sizes in zip(tiff.pages, starts, lengths, strict=True):
                     page.tags["TileOffsets"].overwrite(offsets.ravel().tolist())
                     page.tags["TileByteCounts"].overwrite(sizes.ravel().tolist())
-            os.fsync(self._file.fileno())
             if not lock.AVAILABLE:  # Windows moves no open file; elsewhere the lock is kept until all is in place
                 self._file.close()
-            os.replace(data, self.path)
+            move_into_place(data, self.path)
             if not data.exists():  # else another writer has begun the next image there, and the key is its own
                 (self.folder / "key.json").unlink(missing_ok=True)
             self._file.close()
@@ -194,11 +194,10 @@ class PartialTiff:
         self._file.truncate(0)
         self._write(directories)
         os.fsync(self._file.fileno())  # the checksums are of tiles alone
-        with open(self.folder / "key.json.new", "w", encoding="utf-8") as file:
-            json.dump(key | {"first_record": len(directories)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self.folder / "key.json.new", self.folder / "key.json")
+        for left in self.folder.iterdir():  # by a writer that was killed while it wrote key.json
+            if TEMPORARY.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+        write_whole(self.folder / "key.json", json.dumps(key | {"first_record": len(directories)}, indent=1).encode())
         return len(directories)
 
     def _find_records(self, first: int) -> None:

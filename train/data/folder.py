@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import stat
-import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cips_fast.files.atomic import move_into_place, temporary_path
 from cips_fast.files.images import FORMATS, UNREADABLE, decode_image, reason_of
 
 from .folder_cache import FolderCache, read_cache, write_cache
@@ -221,7 +221,7 @@ def _decode_all(files, names: list[str], resolution: int, cache: Path | None) ->
 
 
 def _write_cache(files, names: list[str], resolution: int, cache: Path) -> dict[str, str]:
-    temp = cache.with_name(f"{cache.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_path(cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(cache.parent, STALE_SECONDS)
     size = 3 * resolution**2 * len(names)
@@ -229,13 +229,13 @@ def _write_cache(files, names: list[str], resolution: int, cache: Path) -> dict[
         raise OSError(f"{cache.parent} has no room for {size / 1e9:.1f} GB")
     try:
         decoded = _decoded(files, names, resolution)
-        with open(temp, "wb") as file, contextlib.closing(decoded):
+        with open(temporary, "wb") as file, contextlib.closing(decoded):
             bad = write_cache(file, decoded, len(names), resolution)
         if len(bad) < len(names):
-            os.replace(temp, cache)
+            move_into_place(temporary, cache)
     finally:
         with contextlib.suppress(OSError):
-            temp.unlink()
+            temporary.unlink()
     return bad
 
 

@@ -9,10 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from cips_fast.files.images import FORMATS, UNREADABLE, decode_image
+from cips_fast.files.atomic import TEMPORARY
 from cips_fast.kernels.autotune import cache_folder
-
-__all__ = ["FORMATS", "UNREADABLE", "DataError", "ImageSource", "cache_root", "check_index", "decode_image"]
 
 
 class DataError(ValueError):
@@ -50,11 +48,15 @@ def cache_root(cache_dir: Path | None = None) -> Path | None:
 
 
 def remove_stale(folder: Path, seconds: float) -> None:
-    """Remove the `*.tmp` files that killed processes left in `folder`; younger ones may still be in the writing."""
-    for temp in folder.glob("*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if time.time() - temp.stat().st_mtime > seconds:
-                temp.unlink()
+    """Remove the temporary files that killed processes left in a folder; younger ones may still be written.
+
+    Those of earlier versions end in .tmp.
+    """
+    for file in folder.iterdir():
+        if TEMPORARY.fullmatch(file.name) or file.suffix == ".tmp":
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if time.time() - file.stat().st_mtime > seconds:
+                    file.unlink()
 
 
 def check_index(index: int, length: int) -> None:

@@ -207,7 +207,7 @@ def _read(path: Path, resolution: int) -> np.ndarray | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that other processes see whole or not at all."""
+    """Write a file that other processes see whole or not at all, as `files.atomic` does, which is not imported here."""
     temp = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         temp.write_bytes(data)
