@@ -19,6 +19,7 @@ from .generator import CIPSGenerator
 from .settings import check_agreement, parse_settings
 
 SETTINGS = "cips_fast"  # the metadata's entry that holds `CIPSGenerator.config` as JSON
+AVERAGED = "ema"  # with a dot, what names in a training checkpoint begin with if they are the averaged generator's
 CHECKSUM = "sha256"  # the metadata's entry that holds `checksum` of all else
 LONGEST_HEADER = 1 << 24  # bytes; a header takes about a hundred for a tensor
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -65,7 +66,8 @@ def from_tensors(
     check_choice("backend", backend, BACKENDS)
     if SETTINGS not in metadata:
         raise ValueError(f"checkpoint: {str(path)!r} was not written by cips_fast")
-    averaged = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
+    prefix = f"{AVERAGED}."
+    averaged = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     tensors = averaged or tensors
     try:
         settings = parse_settings(metadata[SETTINGS])

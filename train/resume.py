@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cips_fast.checkpoint import read_tensors
-from cips_fast.run_checkpoints import PassedOver, by_step, open_newest, reason, step_of
+from cips_fast.run_checkpoints import PassedOver, by_step, latest_file, open_newest, reason, step_of
 
 from .config import OptionError
 from .metadata import step_in
@@ -56,7 +56,7 @@ def find(folder: RunFolder, check: Check) -> Found | None:
     try:
         path, state, passed_over = open_newest(folder.path, read)
     except FileNotFoundError:
-        if (latest := folder.checkpoints / "latest").exists():
+        if (latest := latest_file(folder.path)).exists():
             raise OptionError(
                 f"--out: {str(latest)!r} is there, but no checkpoint; delete it to start the run from its beginning"
             ) from None

@@ -17,7 +17,15 @@ from torch import Tensor
 from cips_fast.checkpoint import read_tensors, write_tensors
 from cips_fast.files import lock
 from cips_fast.files.atomic import TEMPORARY, temporary_path, whole_file, write_whole
-from cips_fast.run_checkpoints import by_step, candidates, open_newest, step_of
+from cips_fast.run_checkpoints import (
+    by_step,
+    candidates,
+    checkpoint_file,
+    checkpoint_folder,
+    latest_file,
+    open_newest,
+    step_of,
+)
 
 from .config import MAY_CHANGE, OptionError, Options, to_dict
 from .finite import NotFinite, not_finite
@@ -41,7 +49,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.samples = self.path / "samples"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = checkpoint_folder(self.path)
         self._lock = None
 
     def check(self, options: Options) -> None:
@@ -139,7 +147,7 @@ class RunFolder:
         """
         if bad := not_finite(tensors):
             raise NotFinite(bad)
-        file = self.checkpoints / f"step-{step:09d}.safetensors"
+        file = checkpoint_file(self.path, step)
         write_tensors(file, tensors, metadata)
         self.point_at(file)
         up_to_this = [path for path in by_step(self.path) if step_of(path) <= step]
@@ -152,7 +160,8 @@ class RunFolder:
 
     def point_at(self, file: Path) -> None:
         """Let `latest` name a checkpoint; OSError if it cannot be written."""
-        latest, name = self.checkpoints / "latest", file.name.encode()
+        latest = latest_file(self.path)
+        name = file.name.encode()
         if not latest.is_file() or latest.read_bytes() != name:
             write_whole(latest, name)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cips_fast import CIPSGenerator
-from cips_fast.checkpoint import check_names_and_shapes
+from cips_fast.checkpoint import AVERAGED, check_names_and_shapes
 from cips_fast.grids import on_cylinder
 
 from .config import Options
@@ -212,7 +212,7 @@ class Trainer:
         check_metadata(metadata, {name: scaler.state_dict() for name, scaler in self._scalers().items()})
 
     def _modules(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "ema": self.average, "discriminator": self.discriminator}
+        return {"generator": self.generator, AVERAGED: self.average, "discriminator": self.discriminator}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"g_optimizer": self.g_optimizer, "d_optimizer": self.d_optimizer}

@@ -8,13 +8,12 @@ commands), and losses.jsonl (a line a step). Ctrl-C ends it early, and keeps wha
 import argparse
 import json
 import math
-import stat
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from ..command_line import number, whole_number
 from ..console import complain
 from ..files import pictures
 from ..files.atomic import write_whole
-from ..files.images import FORMATS, UNREADABLE, read_rgb, reason_of
+from ..files.images import open_rgb
 from ..generator import CIPSGenerator
 from ..inversion import LARGEST_SEED, SPACES, Projection, Stopped, project
 from ._options import (
@@ -157,17 +156,11 @@ def psnr(found: Tensor, target: Tensor, where: Tensor) -> float:
 
 
 def _open(name: str, path: Path) -> Image.Image:
-    """A picture as RGB, read as training data are; see `images.read_rgb`."""
+    """A picture as RGB, read as training data are."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
-            raise OSError("it is not a file")
-        with open(path, "rb") as file:
-            return read_rgb(file)
-    except UnidentifiedImageError:
-        reason = f"it is none of {', '.join(FORMATS)}"
-    except UNREADABLE as error:
-        reason = reason_of(error)
-    raise CommandError(f"{name}: got {str(path)!r}, which cannot be read as a picture ({reason})")
+        return open_rgb(path)
+    except ValueError as error:
+        raise CommandError(f"{name}: got {str(path)!r}, which cannot be read as a picture ({error})") from None
 
 
 def _default_size(generator: CIPSGenerator) -> tuple[int, int]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # TGA has no signature to tell it by, and EPS is a program that Pillow would have run. Not every Pillow has them all.
 Image.init()
@@ -42,6 +44,23 @@ JPEG_SCAN = 0xDA
 # APP1 to APP13, APP15 and comments. APP0 and APP14 say how the colours are to be read.
 JPEG_METADATA = (*range(0xE1, 0xEE), 0xEF, 0xFE)
 LONGEST_REPAIR = 2**28  # bytes: a file whose metadata is damaged is held in memory as a whole
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """The image file at a path as RGB; see `read_rgb`.
+
+    Raises:
+        ValueError: it is not a readable image; the message is the reason, in one short line.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise OSError("it is not a file")
+        with open(path, "rb") as file:
+            return read_rgb(file)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+    except UNREADABLE as error:
+        raise ValueError(reason_of(error)) from None
 
 
 def decode_image(file: BinaryIO, resolution: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from cips_fast.files.images import UNREADABLE, reason_of
+from cips_fast.files.images import open_rgb
 
 from .images import DataError, check_index
 
@@ -95,10 +95,9 @@ def _world() -> np.ndarray:
     """The whole image, uint8 [2700, 5400, 3], decoded once a process."""
     path = _image_path()
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except UNREADABLE as error:
-        raise DataError(f"bluemarble's image {path} cannot be read: {reason_of(error)}") from None
+        return np.asarray(open_rgb(path))
+    except ValueError as error:
+        raise DataError(f"bluemarble's image {path} cannot be read: {error}") from None
 
 
 def _image_path() -> Path:
