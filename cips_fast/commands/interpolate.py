@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import walks
+from .. import camera, walks
 from ..command_line import numbers, whole_number
 from ..console import complain
 from ..files import pictures
@@ -190,15 +190,15 @@ def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) ->
     """What every frame shows."""
     if args.zoom is not None:
         x0, y0, x1, y1 = args.region
-        end = walks.magnified(args.region, args.zoom, args.center or ((x0 + x1) / 2, (y0 + y1) / 2))
-        return walks.zoom(args.region, end, frames)
+        end = camera.magnified(args.region, args.zoom, args.center or ((x0 + x1) / 2, (y0 + y1) / 2))
+        return camera.zoom(args.region, end, frames)
     if args.pan is not None:
         whole_turns = generator.geometry == "cylinder" and args.pan[0] % 2 == 0 and args.pan[1] == 0
         if args.loop and not whole_turns:
             raise CommandError(
                 f"--loop: with --pan {args.pan[0]:g},{args.pan[1]:g} needs whole turns of a panorama, 2,0"
             )
-        return walks.pan(args.region, args.pan, frames, closed=args.loop)
+        return camera.pan(args.region, args.pan, frames, closed=args.loop)
     return [args.region] * frames
 
 
@@ -212,7 +212,7 @@ def _mix(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     check_format(args, args.out, height, width, in_memory=True)
     rows, columns = (_options.seeds_latents(args, generator, group) for group in (seeds, args.mix))
     with _options_named(args):
-        matrix = walks.mixing(generator, rows, columns, crossover)  # [R, C, L, S]
+        matrix = walks.style_mixing_grid(generator, rows, columns, crossover)  # [R, C, L, S]
         check_region(args.region, generator.geometry)
     latents = [*columns, *(w for row, mixed in zip(rows, matrix, strict=True) for w in (row, *mixed))]
     corners = list(itertools.product(tops, lefts))[1:]  # the first stays white
