@@ -366,7 +366,7 @@ def test_a_full_disk_keeps_what_is_stored(path, folder, uninterrupted, disk, wor
     with pytest.raises(OSError, match=r"path: .* cannot be written in .*: No space left on device; ") as caught:
         make(path, Renderer(), workers=workers, progress=lambda *counts: stored.append(counts))
     assert caught.value.errno == errno.ENOSPC
-    for part in (str(path), str(folder), "9 of 29 tiles are stored there", "the same call goes on from them"):
+    for part in (str(path), str(folder), "9 of 29 tiles are stored there", "repeat the same call to continue"):
         assert part in str(caught.value)
     assert stored[-1] == (8, TILES)
     assert not path.exists()

@@ -27,7 +27,7 @@ from .. import camera, walks
 from ..command_line import numbers, whole_number
 from ..console import complain
 from ..files import pictures
-from ..files.movie import LIMITS, SLOWEST, Movie
+from ..files.movie import LIMITS, MIN_FPS, Movie
 from ..generator import CIPSGenerator
 from ..grids import Region
 from ..render import Renderer, check_region
@@ -42,7 +42,7 @@ MOST_FRAMES = 100_000  # whose latents are held in memory
 # The smallest and the largest number that an option takes.
 RANGES = {
     "seconds": (0.001, 1e6),
-    "fps": (SLOWEST, max(limits.fastest for limits in LIMITS.values())),
+    "fps": (MIN_FPS, max(limits.max_fps for limits in LIMITS.values())),
     "zoom": (1e-6, 1e9),
 }
 LESS_MEMORY = ": use a smaller --size, fewer --seconds, or an .mp4, which is encoded as frames come"

@@ -1,16 +1,16 @@
-"""Files that anyone may have written: opened with errors of one line, and told apart by their content."""
+"""Opening files of unknown origin with errors of one line, and telling checkpoints apart by their first bytes."""
 
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
-SAFETENSORS, ZIP, PICKLE, OTHER = "safetensors", "zip", "pickle", "other"  # what `kind_of` gives
-PROTOCOLS = b"\x02\x03\x04\x05"  # of pickle, the second byte of such a file
+SAFETENSORS, ZIP, PICKLE, OTHER = "safetensors", "zip", "pickle", "other"  # what `kind_of` returns
+PROTOCOLS = b"\x02\x03\x04\x05"  # the second byte of a pickle file is one of these
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; nothing else, since opening a pipe may wait for ever.
+    """Open a regular file for reading. Other files are refused, since opening a pipe may wait forever.
 
     Raises:
         FileNotFoundError: no file is there.
@@ -24,14 +24,14 @@ def open_file(path: str | Path) -> BinaryIO:
         raise FileNotFoundError(f"checkpoint: got {str(path)!r}, which is not a file") from None
     except OSError as error:
         refused = type(error)(f"checkpoint: {str(path)!r} cannot be read ({error.strerror})")
-        refused.strerror = error.strerror  # for callers that say the rest in their own words
+        refused.strerror = error.strerror  # for callers that write their own message
         raise refused from None
 
 
 def kind_of(path: str | Path) -> str:
     """What a file is by its first bytes, whatever its name: `SAFETENSORS`, `ZIP`, `PICKLE` or `OTHER`.
 
-    `torch.save` writes the second, and wrote the third before PyTorch 1.6.
+    `torch.save` writes a ZIP file; before PyTorch 1.6, it wrote a PICKLE file.
 
     Raises:
         FileNotFoundError, OSError: as `open_file`.
@@ -40,7 +40,7 @@ def kind_of(path: str | Path) -> str:
         start = file.read(9)
     if start.startswith(b"PK\x03\x04"):
         return ZIP
-    # The header's length in eight bytes, which are never text, and then the header, which is JSON.
+    # A safetensors file begins with the header's length in eight bytes, which are never text; the header is JSON.
     if start[8:] == b"{" and (b"\0" in start or not start.isascii()):
         return SAFETENSORS
     return PICKLE if start[:1] == b"\x80" and start[1:2] in PROTOCOLS else OTHER
@@ -56,7 +56,7 @@ def not_a_checkpoint(path: str | Path) -> ValueError:
 
 
 def first_line(error: BaseException | str, most: int = 120) -> str:
-    """The first line of an error's text, or its class where it has none, of bounded length."""
+    """The first line of an error's text, cut to a bounded length; the name of its class if it has no text."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = "".join(character if character.isprintable() else "?" for character in lines[0][: most + 1])
     return line if len(line) <= most else line[:most] + "…"
