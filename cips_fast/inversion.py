@@ -18,7 +18,7 @@ from .checks import check_choice
 from .files.pictures import NOT_FINITE
 from .generator import CIPSGenerator
 from .grids import WHOLE, Region
-from .perceptual import SMALLEST, perceptual_distance
+from .perceptual import MIN_SIDE_PIXELS, perceptual_distance
 
 SPACES = ("w", "w+")
 SAMPLES = 4096  # latents that tell the mean and the spread of w
@@ -119,8 +119,10 @@ def project(
     if perceptual < 0 or not math.isfinite(perceptual):
         raise ValueError(f"perceptual: got {perceptual}, must be at least 0")
     picture = _picture(generator, target, mask, region)
-    if perceptual and min(picture.known.shape) < SMALLEST:
-        raise ValueError(f"target: got {list(target.shape)}, a perceptual distance needs {SMALLEST} pixels a side")
+    if perceptual and min(picture.known.shape) < MIN_SIDE_PIXELS:
+        raise ValueError(
+            f"target: got {list(target.shape)}, a perceptual distance needs {MIN_SIDE_PIXELS} pixels a side"
+        )
     points = picture.points()
 
     def errors(w: Tensor, rng: torch.Generator) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ class Form:
     """A kind of file: how it is written, how it is read back to render, and how close that has to be."""
 
     write: Callable[[CIPSGenerator, Path, argparse.Namespace], None]
-    read: Callable[[Path, CIPSGenerator], export.Render]
+    read: Callable[[Path, CIPSGenerator], export.SynthesisFunction]
     closeness: float
 
 
@@ -123,7 +123,7 @@ def _write_onnx(generator: CIPSGenerator, file: Path, args: argparse.Namespace) 
     export.export_onnx(generator, file, opset=args.opset, **_inputs(args))
 
 
-def _read_published(file: Path, generator: CIPSGenerator) -> export.Render:
+def _read_published(file: Path, generator: CIPSGenerator) -> export.SynthesisFunction:
     told = {"activation": generator.activation, "integer_coords": generator.integer_coords}
     return published.load_published(file, **told).synthesis
 

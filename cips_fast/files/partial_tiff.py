@@ -194,9 +194,8 @@ class PartialTiff:
         (self.folder / "key.json").unlink(missing_ok=True)  # of an older image, whose tiles are removed next
         self._file.truncate(0)
         self._write(directories)
-        os.fsync(
-            self._file.fileno()
-        )  # only tiles have checksums, so the directories must be safe before key.json says that they are there
+        # Directories have no checksums, so they must be on the disk before key.json says that they are there.
+        os.fsync(self._file.fileno())
         for file in self.folder.iterdir():
             if TEMPORARY.fullmatch(file.name):  # left by a writer that was killed while it wrote key.json
                 file.unlink(missing_ok=True)
