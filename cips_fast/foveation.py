@@ -157,7 +157,7 @@ def reconstruct(height: int, width: int, pixels: Tensor, colours: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class FoveationError:
-    """Error of a foveated image against the full one: root mean square, and PSNR in decibels with a peak-to-peak of 2."""
+    """Error of a foveated image: root mean square, and PSNR in decibels with a peak-to-peak value of 2."""
 
     psnr: float
     rmse: float
