@@ -70,7 +70,8 @@ def progressive(
 
 @torch.no_grad()
 def _passes(evaluate: Evaluator, image: Tensor, coarsest: int, chunk: int) -> Iterator[Pass]:
-    evaluated, total = 0, image[0].numel()
+    evaluated = 0
+    total = image[0].numel()
     spacing = coarsest
     while evaluated < total:
         first = spacing == coarsest

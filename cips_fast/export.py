@@ -202,17 +202,17 @@ def largest_difference(
     """
     rng = torch.Generator().manual_seed(0)
     grid = generator.native_grid()
-    device, first, last = grid.device, grid[0, 0].cpu(), grid[-1, -1].cpu()
+    first, last = grid[0, 0].cpu(), grid[-1, -1].cpu()
     differences = []
     for images, points in COMPARED_SIZES:
         z = torch.randn(images, generator.num_layers if per_layer else 1, generator.style_features, generator=rng)
-        w = generator.mapping(z.to(device)) if per_layer else generator.mapping(z[:, 0].to(device))
+        w = generator.mapping(z.to(grid.device)) if per_layer else generator.mapping(z[:, 0].to(grid.device))
         where = torch.rand(images if coords_per_image else 1, points, 2, generator=rng) * 1.2 - 0.1
         coords = first + where * (last - first)  # [B|1, P, 2]
         coords = coords if coords_per_image else coords[0]
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            wanted = generator.synthesis(w, coords.to(device)).cpu()
+            wanted = generator.synthesis(w, coords.to(grid.device)).cpu()
             torch.manual_seed(0)
             got = synthesis(w.cpu(), coords)
         differences.append((got - wanted).abs().max() / wanted.abs().max().clamp(min=1))

@@ -136,7 +136,8 @@ def reconstruct(height: int, width: int, pixels: Tensor, colours: Tensor) -> Ten
     known = (slice(None), rows + up, columns + left)
     image = colours.new_zeros(3, height + up, width + left)
     weight = colours.new_zeros(1, height + up, width + left)
-    image[known], weight[known] = colours.T, 1
+    image[known] = colours.T
+    weight[known] = 1
     levels = _pull(image, weight)
 
     def settle(level: int) -> None:

@@ -73,7 +73,9 @@ class Movie:
         self.path = Path(path)
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
         self.temporary = temporary_path(self.path)
-        self.fps, self.height, self.width = _checked(self.path, fps, height, width), height, width
+        self.fps = _checked(self.path, fps, height, width)
+        self.height = height
+        self.width = width
         self.frames = 0
         self.left = False  # whether frames were left at `partial`
         if not self.path.absolute().parent.is_dir():

@@ -60,7 +60,7 @@ def save(path: str | Path, pixels: np.ndarray) -> None:
         ValueError: the ending names no format, or the format cannot hold a picture of this size.
         OSError: the file cannot be written.
     """
-    path, kind = Path(path), format_of(path, *pixels.shape[:2])
+    kind = format_of(path, *pixels.shape[:2])
     from PIL import Image  # here, since a machine that only runs networks need not have it
 
     with whole_file(path) as temporary:

@@ -67,7 +67,7 @@ def _reason(error: BaseException) -> str:
         return "it is cut off or damaged"
     text = str(error)
     if found := re.search(r"GLOBAL (\S+)", text):
-        return f"it holds {first_line(found[1])}, which is no tensor"
+        return f"it holds {first_line(found[1])}, which is not a tensor"
     if found := re.search(r"WeightsUnpickler error: (.*)", text):
         return first_line(found[1])
     if isinstance(error, pickle.UnpicklingError):

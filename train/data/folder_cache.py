@@ -37,7 +37,8 @@ class FolderCache:
         """Open and check a cache. Raises OSError if it cannot be read, and ValueError if it is damaged."""
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise ValueError("not a file")
-        self._resolution, self._lock = resolution, threading.Lock()
+        self._resolution = resolution
+        self._lock = threading.Lock()
         self._file = open(path, "rb")  # noqa: SIM115, open as long as the cache is used
         weakref.finalize(self, self._file.close)
         self._read_trailer()
