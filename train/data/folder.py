@@ -179,11 +179,14 @@ class _ZipFiles:
         return {"path": self.path}
 
 
+_Files = _FolderFiles | _ZipFiles
+
+
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name not in SYSTEM_FILES
 
 
-def _try_decode(files, name: str, resolution: int) -> tuple[np.ndarray | None, str]:
+def _try_decode(files: _Files, name: str, resolution: int) -> tuple[np.ndarray | None, str]:
     """The image, or None and the reason."""
     try:
         with files.open(name) as file:
@@ -194,7 +197,7 @@ def _try_decode(files, name: str, resolution: int) -> tuple[np.ndarray | None, s
         return None, reason_of(error)
 
 
-def _decoded(files, names: list[str], resolution: int) -> Iterator[tuple[str, np.ndarray | None, str]]:
+def _decoded(files: _Files, names: list[str], resolution: int) -> Iterator[tuple[str, np.ndarray | None, str]]:
     """(name, image or None, reason) of every file, in order, decoded in threads: Pillow releases Python's lock."""
     bar = tqdm(total=len(names), desc=f"decoding {files.path.name}", unit="img", disable=None)
     # Pillow warns about damaged files one by one; here they are reported together.
@@ -208,7 +211,7 @@ def _decoded(files, names: list[str], resolution: int) -> Iterator[tuple[str, np
             bar.update(len(chunk))
 
 
-def _decode_all(files, names: list[str], resolution: int, cache: Path | None) -> dict[str, str]:
+def _decode_all(files: _Files, names: list[str], resolution: int, cache: Path | None) -> dict[str, str]:
     """Decode all files into the cache, or only to find bad ones if there is no cache; the reason for each bad file."""
     try:
         if cache is None:
@@ -221,7 +224,7 @@ def _decode_all(files, names: list[str], resolution: int, cache: Path | None) ->
     return {name: reason for name, pixels, reason in _decoded(files, names, resolution) if pixels is None}
 
 
-def _write_cache(files, names: list[str], resolution: int, cache: Path) -> dict[str, str]:
+def _write_cache(files: _Files, names: list[str], resolution: int, cache: Path) -> dict[str, str]:
     temporary = temporary_path(cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(cache.parent, STALE_SECONDS)
