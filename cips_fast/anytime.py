@@ -1,7 +1,7 @@
-"""Progressive rendering: a whole image at any time, from coarse to fine, in which no pixel is computed twice.
+"""Progressive rendering: from coarse to fine, a whole image after every pass, and no pixel is computed twice.
 
-Every pass halves the distance between computed pixels, as Adam7 does in PNG; those between them are interpolated. The
-last pass leaves nothing to interpolate: it is the full image, bit for bit.
+Every pass halves the distance between computed pixels, as Adam7 does in PNG; the pixels between them are interpolated.
+After the last pass nothing is interpolated: it is the full image, bit for bit.
 """
 
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ from .pixels import Evaluator, check_chunk, check_colours, check_size
 
 @dataclass(frozen=True)
 class Pass:
-    """What is known of an image after a pass.
+    """The image after a pass.
 
     Attributes:
-        image: colours, float32 [H, W, 3]; of the pixels whose row and column are multiples of `spacing` as computed, of
-            the others interpolated. All passes share this memory: copy what shall outlive the next one.
+        image: colours, float32 [H, W, 3]: computed for pixels whose row and column are multiples of `spacing`, and
+            interpolated for the others. All passes share this memory: copy what you need after the next pass.
         spacing: pixels between computed rows and columns.
-        new: pixels that this pass computed.
-        evaluated: pixels that were computed so far.
-        total: pixels of the image.
+        new: number of pixels that this pass computed.
+        evaluated: number of pixels that are computed so far.
+        total: number of pixels of the image.
     """
 
     image: Tensor
@@ -44,22 +44,23 @@ def progressive(
     chunk: int = 1 << 16,
     device: torch.device | str | None = None,
 ) -> Iterator[Pass]:
-    """Render pixels of every `coarsest`-th row and column, then those of every half, quarter, ... of that.
+    """Render the pixels of every `coarsest`-th row and column, then of every `coarsest`/2-th, and so on to all.
 
-    Passes that would compute nothing, in images smaller than `coarsest`, are left out.
+    Passes that would compute no new pixel, which happens in images smaller than `coarsest`, are left out.
 
     Args:
         evaluate: see `cips_fast.pixels.Evaluator`.
         height, width: pixels.
-        coarsest: the first pass's spacing, a power of two; 1 for the whole image in a single pass.
-        chunk: pixels that `evaluate` is asked for at a time.
-        device: where indices and the image are made.
+        coarsest: the first pass's spacing, a power of two; 1 computes the whole image in a single pass.
+        chunk: number of pixels in one call of `evaluate`.
+        device: device of the indices and the image.
 
     Yields:
-        One `Pass` after another; to stop early, stop asking.
+        A `Pass` after each pass; stop the iteration to stop early.
 
     Raises:
-        ValueError: a size or chunk below 1, another spacing, or colours of another shape than [N, 3].
+        ValueError: a size or the chunk is below 1, the spacing is not a power of two, or colours have another shape
+            than [N, 3].
     """
     check_size(height, width)
     check_chunk(chunk)
@@ -70,13 +71,14 @@ def progressive(
 
 @torch.no_grad()
 def _passes(evaluate: Evaluator, image: Tensor, coarsest: int, chunk: int) -> Iterator[Pass]:
-    evaluated, total = 0, image[0].numel()
+    evaluated = 0
+    total = image[0].numel()
     spacing = coarsest
     while evaluated < total:
         first = spacing == coarsest
-        step = spacing if first else 2 * spacing
+        stride = spacing if first else 2 * spacing
         origins = [(0, 0)] if first else [(0, spacing), (spacing, 0), (spacing, spacing)]
-        new = sum(_evaluate_lattice(evaluate, image, origin, step, chunk) for origin in origins)
+        new = sum(_evaluate_lattice(evaluate, image, origin, stride, chunk) for origin in origins)
         evaluated += new
         if new:
             _interpolate(image, spacing)
@@ -84,23 +86,23 @@ def _passes(evaluate: Evaluator, image: Tensor, coarsest: int, chunk: int) -> It
         spacing //= 2
 
 
-def _evaluate_lattice(evaluate: Evaluator, image: Tensor, origin: tuple[int, int], step: int, chunk: int) -> int:
-    """Compute the pixels of an image [3, H, W] at every step-th row and column from an origin on; how many."""
-    target = image[:, origin[0] :: step, origin[1] :: step]
+def _evaluate_lattice(evaluate: Evaluator, image: Tensor, origin: tuple[int, int], stride: int, chunk: int) -> int:
+    """Compute every stride-th row and column of an image [3, H, W] from an origin on; return the number of pixels."""
+    target = image[:, origin[0] :: stride, origin[1] :: stride]
     columns = target.shape[2]
     count = target[0].numel()
     for start in range(0, count, chunk):
         index = torch.arange(start, min(start + chunk, count), device=image.device)
         row, column = index // columns, index % columns
-        colours = check_colours(evaluate(origin[0] + step * row, origin[1] + step * column), len(index))
+        colours = check_colours(evaluate(origin[0] + stride * row, origin[1] + stride * column), len(index))
         target[:, row, column] = colours.T.to(image)
     return count
 
 
 def _interpolate(image: Tensor, spacing: int) -> None:
-    """Fill an image [3, H, W] from the pixels at multiples of the spacing."""
+    """Interpolate all pixels of an image [3, H, W] from those at multiples of the spacing."""
     while spacing > 1:
-        for plane in image.split(1):  # a colour at a time, which takes less memory
+        for plane in image.split(1):  # one colour channel at a time, to save memory
             lattice.fill_centres(plane, spacing)
             lattice.fill_edges(plane, spacing)
         spacing //= 2

@@ -1,4 +1,4 @@
-"""Our checkpoints: safetensors with the configuration inside."""
+"""This library's checkpoints: safetensors files that hold the configuration as well."""
 
 import hashlib
 import json
@@ -19,8 +19,9 @@ from .generator import CIPSGenerator
 from .settings import check_agreement, parse_settings
 
 SETTINGS = "cips_fast"  # the metadata's entry that holds `CIPSGenerator.config` as JSON
-CHECKSUM = "sha256"  # the metadata's entry that holds `checksum` of all else
-LONGEST_HEADER = 1 << 24  # bytes; a header takes about a hundred for a tensor
+AVERAGED = "ema"  # with a dot, what names in a training checkpoint begin with if they are the averaged generator's
+CHECKSUM = "sha256"  # the metadata's entry that holds the `checksum` of all other content
+MAX_HEADER_BYTES = 1 << 24  # a header takes about a hundred bytes for a tensor
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -29,7 +30,7 @@ def save(generator: CIPSGenerator, path: str | Path) -> None:
 
     Args:
         generator: on any device.
-        path: of the file; the ending .safetensors is usual, and nothing depends on it.
+        path: the file; its ending is usually .safetensors, but may be any.
 
     Raises:
         OSError: the file cannot be written.
@@ -39,16 +40,16 @@ def save(generator: CIPSGenerator, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, backend: str = "auto") -> CIPSGenerator:
-    """Read a generator that `save` wrote, or the averaged one of a training checkpoint, in eval mode, on the CPU.
+    """The generator that `save` wrote, or the averaged one in a training checkpoint, in eval mode, on the CPU.
 
     Args:
-        path: a safetensors file of this library. `cips_fast.load` takes run folders and published files as well.
+        path: a safetensors file of this library. `cips_fast.load` also reads run folders and published checkpoints.
         backend: see `cips_fast.backends.choice`.
 
     Raises:
         FileNotFoundError: no file is there.
         OSError: the file cannot be read.
-        ValueError: the file is damaged, was not written by this library or by a later version of it, or has values
+        ValueError: the file is damaged, another program or a later version of this library wrote it, or it has values
             that are not finite.
     """
     return from_tensors(path, *read_tensors(path), backend=backend)
@@ -57,15 +58,16 @@ def load(path: str | Path, *, backend: str = "auto") -> CIPSGenerator:
 def from_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, backend: str = "auto"
 ) -> CIPSGenerator:
-    """The generator in what `read_tensors` gave of a file; see `load`.
+    """The generator in the tensors and metadata that `read_tensors` read from a file; see `load`.
 
     Raises:
-        ValueError: as `load`.
+        ValueError: as in `load`.
     """
     check_choice("backend", backend, BACKENDS)
     if SETTINGS not in metadata:
         raise CheckpointError(path, "was not written by cips_fast")
-    averaged = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
+    prefix = f"{AVERAGED}."
+    averaged = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     tensors = averaged or tensors
     try:
         settings = parse_settings(metadata[SETTINGS])
@@ -81,12 +83,12 @@ def from_tensors(
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all, with a checksum of its content in the metadata.
+    """Write a safetensors file, whole or not at all, with a checksum of the content in its metadata.
 
     Raises:
         OSError: the file cannot be written.
     """
-    import safetensors.torch  # here and below: a machine that only runs networks needs no files
+    import safetensors.torch  # here and below, since a machine that only runs networks need not have it
 
     metadata = dict(metadata) | {CHECKSUM: checksum(tensors, metadata)}
     with whole_file(path) as temporary:
@@ -98,9 +100,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def _sort_metadata(path: Path) -> None:
-    """Order the metadata of a safetensors file by name: safetensors writes it in an order that differs from run to run.
+    """Sort the metadata of a safetensors file by name, since safetensors writes it in an order that varies.
 
-    The header keeps its length, which is that of compact JSON and padding.
+    The header keeps its length: that of compact JSON with padding.
     """
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -119,8 +121,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         FileNotFoundError: no file is there.
         OSError: the file cannot be read.
-        ValueError: the file is damaged: it is no safetensors file, or its content differs from its checksum. A file
-            without a checksum is taken as it is.
+        ValueError: it is not a safetensors file, it is damaged, or its content differs from its checksum. A file
+            without a checksum is accepted.
     """
     import safetensors
 
@@ -141,17 +143,17 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_header(path: str | Path) -> None:
-    """Raise ValueError unless the header lies in the file and is of a length that is quickly read."""
+    """Raise ValueError unless the header is complete and not too long to be read quickly."""
     with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         rest = os.fstat(file.fileno()).st_size - 8
-    if length > min(rest, LONGEST_HEADER):
-        most = f"at most {LONGEST_HEADER}" if length > LONGEST_HEADER else f"in {rest}"
-        raise CheckpointError(path, f"is damaged (its header is of {length} bytes, must be {most})")
+    if length > min(rest, MAX_HEADER_BYTES):
+        most = f"at most {MAX_HEADER_BYTES}" if length > MAX_HEADER_BYTES else f"at most {rest}"
+        raise CheckpointError(path, f"is damaged (its header has {length} bytes, must have {most})")
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes of contiguous CPU tensors, and of all metadata but itself."""
+    """SHA-256 of the names, dtypes, shapes and bytes of contiguous CPU tensors, and of metadata except `CHECKSUM`."""
     digest = hashlib.sha256(json.dumps(sorted((k, v) for k, v in metadata.items() if k != CHECKSUM)).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -161,13 +163,13 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """What safetensors reports as text, such as `I/O error: No space left on device (os error 28)`, as an OSError."""
+    """An OSError from the text of a safetensors error, such as `I/O error: No space left on device (os error 28)`."""
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def check_names_and_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], most: int = 8) -> None:
-    """Raise ValueError, which lists on one line what differs, unless the names and shapes are those wanted."""
+    """Raise ValueError unless the names and shapes are those wanted; its message of one line lists what differs."""
     wrong = [f"{name}: missing, must be {list(shape)}" for name, shape in wanted.items() if name not in state]
     wrong += [
         f"{name}: got {shown(list(state[name].shape))}, must be {list(shape)}"
@@ -185,7 +187,7 @@ def check_names_and_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, tup
 
 
 def check_dtypes(state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, naming a tensor, unless all are of one of `DTYPES`, and of the same."""
+    """Raise ValueError, which names a tensor, unless all tensors have the same dtype and it is one of `DTYPES`."""
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
     usual = max(Counter(dtypes.values()).items(), key=lambda item: item[1], default=(None, 0))[0]
     for name, dtype in dtypes.items():
@@ -204,12 +206,12 @@ def not_finite(state: Mapping[str, Tensor]) -> str | None:
 
 
 def unfilled(config: dict) -> CIPSGenerator:
-    """A generator in eval mode whose tensors are on the meta device: drawing initial weights is skipped."""
+    """A generator in eval mode with tensors on the meta device, so that no initial weights are drawn."""
     with torch.device("meta"):
         return CIPSGenerator(**config).eval()
 
 
 def fill(generator: CIPSGenerator, tensors: Mapping[str, Tensor]) -> None:
-    """Let a generator use the given tensors in place of its own; ValueError where a name or shape differs."""
+    """Let a generator use the given tensors instead of its own; ValueError if a name or shape differs."""
     check_names_and_shapes(tensors, {name: tuple(t.shape) for name, t in generator.state_dict().items()})
     generator.load_state_dict(tensors, assign=True)

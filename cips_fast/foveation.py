@@ -1,14 +1,16 @@
-"""Foveated rendering: pixels dense around a gaze point and sparse away from it, and the others interpolated.
+"""Foveated rendering: compute pixels densely around a gaze point and sparsely elsewhere, and interpolate the others.
 
-A CIPS generator computes any subset of an image's pixels at that subset's price (Anokhin et al., arXiv 2011.13775, show
-foveated synthesis). `sample_pixels` chooses the subset, `reconstruct` fills the rest, `foveate` does both.
+A CIPS generator can compute any subset of an image's pixels, at a cost proportional to their number (Anokhin et al.,
+arXiv 2011.13775, show foveated synthesis). `sample_pixels` chooses the subset, `reconstruct` fills in the rest, and
+`foveate` does both.
 
-Pixels are chosen by ordered dithering. With a density f and a threshold t, uniform on (0, 1], at each pixel, the n
-pixels of the largest f/t are taken: just n of them, the share min(1, c·f) of any region, and a larger n only adds some.
+Pixels are chosen by ordered dithering. Each pixel has a density f and a threshold t, uniform on (0, 1], and the n
+pixels with the largest f/t are chosen. So exactly n pixels are chosen, they are a share min(1, c·f) of every region,
+and a larger n only adds pixels.
 
-The thresholds are those of a Bayer matrix as large as the image: where the density is 1, 1/2, 1/4, 1/8, ... the pixels
-are square lattices, upright and turned by 45°, and cubic interpolation between them is a fixed rule. Six images of a
-trained generator, 512², a tenth of their pixels, mean PSNR in decibels:
+The thresholds are those of a Bayer matrix as large as the image. Where the density is 1, 1/2, 1/4, 1/8, ... the chosen
+pixels therefore form square lattices, alternately upright and rotated by 45°, between which cubic interpolation is a
+fixed rule. Mean PSNR in decibels over six images of a trained generator, 512², from a tenth of their pixels:
 
     interpolation               Bayer   blue noise   white noise
     `reconstruct`               39.57        38.59         36.11
@@ -30,24 +32,23 @@ from .pixels import Evaluator, check_size, evaluate_in_chunks
 
 # Colours are nominally in [-1, 1].
 PEAK_TO_PEAK = 2.0
-# A seed moves the dither matrix by less than this, in pixels, a power of two; `reconstruct` finds the move again.
-SHIFTS = 16
-# Pixels whose thresholds are worked out at a time.
-BAND = 1 << 22
+# A seed shifts the dither matrix by less than this along each axis. A power of two. `reconstruct` finds the shift.
+MAX_SHIFT_PIXELS = 16
+CHUNK_PIXELS = 1 << 22  # whose thresholds are computed at a time
 
 Falloff = Callable[[Tensor], Tensor]
 
 
 def cortical(half_resolution: float = 0.115) -> Falloff:
-    """Density of visual acuity: 1 / (1 + r/e)², the square of the linear cortical magnification 1 / (1 + r/e).
+    """Density that follows visual acuity: 1 / (1 + r/e)², the square of the cortical magnification 1 / (1 + r/e).
 
-    Acuity halves at e = 2.3° (Geisler and Perry, 1998): where an image fills 40° of the view, 2.3/20 = 0.115.
+    Acuity is halved at e = 2.3° (Geisler and Perry, 1998). If an image fills 40° of the view, this is 2.3/20 = 0.115.
 
     Args:
-        half_resolution: e, in half the image's longer side, above 0.
+        half_resolution: e, above 0, in units of half the image's longer side.
 
     Raises:
-        ValueError: not above 0, or not finite.
+        ValueError: `half_resolution` is not above 0, or not finite.
     """
     if not 0 < half_resolution < math.inf:
         raise ArgumentError("half_resolution", f"got {half_resolution}, must be above 0 and finite")
@@ -66,21 +67,22 @@ def sample_pixels(
 ) -> Tensor:
     """Pixels whose density falls with their distance from the gaze.
 
-    A larger budget, everything else being equal, gives these pixels and more.
+    A larger budget gives the same pixels and further ones.
 
     Args:
         height, width: pixels.
-        gaze: (x, y), each -1 (first pixel) to 1 (last pixel).
+        gaze: (x, y), each from -1 (first pixel) to 1 (last pixel).
         budget: share of the image's pixels, above 0 and at most 1.
-        falloff: relative density, at least 0, at distances in half the image's longer side, elementwise; `cortical()`
-            unless given.
-        seed: moves the pattern, 0 by nothing.
+        falloff: elementwise function from distances, in units of half the image's longer side, to relative densities,
+            at least 0; the default is `cortical()`.
+        seed: shifts the pattern; 0 does not.
 
     Returns:
         round(budget·H·W) different indices row·W + column, ascending, int64 [N].
 
     Raises:
-        ValueError: a size, gaze or budget out of range, a budget of less than half a pixel, or negative densities.
+        ValueError: a size, the gaze or the budget is out of range, the budget is less than half a pixel, or a density
+            is negative.
     """
     check_size(height, width)
     if not all(-1 <= position <= 1 for position in gaze):
@@ -92,33 +94,34 @@ def sample_pixels(
         raise ArgumentError("budget", f"got {budget}, which is less than one pixel of {height}x{width}")
     falloff = cortical() if falloff is None else falloff
     priority = torch.empty(height * width, dtype=torch.float32, device=device)
-    rows_at_once = max(1, BAND // width)
+    rows_at_once = max(1, CHUNK_PIXELS // width)
     for top in range(0, height, rows_at_once):
         rows = torch.arange(top, min(top + rows_at_once, height), device=device)
         density = _density(falloff, _radius(rows, height, width, gaze))
-        band = priority[top * width : (top + len(rows)) * width].view(density.shape)
-        torch.div(density, _thresholds(rows, height, width, seed), out=band)
+        chunk = priority[top * width : (top + len(rows)) * width].view(density.shape)
+        torch.div(density, _thresholds(rows, height, width, seed), out=chunk)
     return _largest(priority, count)
 
 
 @torch.no_grad()
 def reconstruct(height: int, width: int, pixels: Tensor, colours: Tensor) -> Tensor:
-    """An image from some of its pixels: those stay as they are, the others are interpolated.
+    """An image from some of its pixels: these keep their colours, and the others are interpolated.
 
-    A pyramid of lattices: from fine to coarse, each lattice point takes its pixel where that is known, and else a mean
-    of the known ones nearby, with a weight below 1; from coarse to fine, cubic interpolation fills each lattice, and
-    what is known or estimated there replaces it by its weight (pull and push: Gortler et al., The Lumigraph, 1996).
-    Exact lattices, as `sample_pixels` makes them, are thus interpolated with fourth order; any other set serves too.
+    A pyramid of lattices is used (pull and push: Gortler et al., The Lumigraph, 1996). From fine to coarse, each
+    lattice point takes its pixel's colour if that is known; otherwise it takes a mean of known colours nearby, with a
+    weight below 1. From coarse to fine, cubic interpolation fills each lattice, and known or estimated colours are then
+    mixed in by their weight. Exact lattices, as `sample_pixels` makes them, are interpolated with fourth order. Any
+    other set of pixels can be given as well.
 
     Args:
         pixels: different indices row·W + column, int64 [N], at least one.
-        colours: theirs, floating-point [N, 3].
+        colours: colours of these pixels, floating-point [N, 3].
 
     Returns:
         [H, W, 3], of the colours' dtype and device.
 
     Raises:
-        ValueError: a shape, or an index outside of the image.
+        ValueError: a shape is wrong, or an index is outside of the image.
     """
     check_size(height, width)
     if pixels.dim() != 1 or not len(pixels):
@@ -136,7 +139,8 @@ def reconstruct(height: int, width: int, pixels: Tensor, colours: Tensor) -> Ten
     known = (slice(None), rows + up, columns + left)
     image = colours.new_zeros(3, height + up, width + left)
     weight = colours.new_zeros(1, height + up, width + left)
-    image[known], weight[known] = colours.T, 1
+    image[known] = colours.T
+    weight[known] = 1
     levels = _pull(image, weight)
 
     def settle(level: int) -> None:
@@ -149,7 +153,7 @@ def reconstruct(height: int, width: int, pixels: Tensor, colours: Tensor) -> Ten
     image[:, :: 1 << coarsest, :: 1 << coarsest] = levels[coarsest][0]
     for level in reversed(range(coarsest)):
         for fill in (lattice.fill_centres, lattice.fill_edges):
-            for plane in image.split(1):  # a colour at a time, which takes less memory
+            for plane in image.split(1):  # one colour channel at a time, to save memory
                 fill(plane, 2 << level)
             settle(level)
     return image[:, up:, left:].permute(1, 2, 0).contiguous()
@@ -157,7 +161,7 @@ def reconstruct(height: int, width: int, pixels: Tensor, colours: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class FoveationError:
-    """How far a foveated image lies from the full one: root mean square, and PSNR in decibels with a peak of 2."""
+    """Error of a foveated image: root mean square, and PSNR in decibels with a peak-to-peak value of 2."""
 
     psnr: float
     rmse: float
@@ -182,14 +186,14 @@ class Foveated:
     gaze: tuple[float, float]
 
     def error(self, full: Tensor, gaze_radius: float = 0.25) -> FoveationError:
-        """Compare with the image [H, W, 3] of which every pixel was computed.
+        """Compare with the full image [H, W, 3], of which every pixel was computed.
 
         Args:
-            gaze_radius: what counts as the gaze's region, in half the image's longer side. A region without pixels has
-                an error of NaN.
+            gaze_radius: radius of the region around the gaze, in units of half the image's longer side. A region
+                without pixels has an error of NaN.
 
         Raises:
-            ValueError: another shape.
+            ValueError: `full` has another shape.
         """
         if full.shape != self.image.shape:
             raise ArgumentError("full", f"got shape {list(full.shape)}, must be {list(self.image.shape)}")
@@ -219,12 +223,12 @@ def foveate(
 
     Args:
         evaluate: see `cips_fast.pixels.Evaluator`.
-        chunk: pixels that `evaluate` is asked for at a time.
-        device: where indices are made; the image is on that of the colours.
+        chunk: number of pixels in one call of `evaluate`.
+        device: device of the indices; the image is on the device of the colours.
         height, width, gaze, budget, falloff, seed: see `sample_pixels`.
 
     Raises:
-        ValueError: as `sample_pixels`, or colours of another shape than [N, 3].
+        ValueError: as in `sample_pixels`, or colours have another shape than [N, 3].
     """
     pixels = sample_pixels(height, width, gaze, budget, falloff=falloff, seed=seed, device=device)
     colours = evaluate_in_chunks(evaluate, pixels // width, pixels % width, chunk)
@@ -243,20 +247,21 @@ def _density(falloff: Falloff, radius: Tensor) -> Tensor:
 
 
 def _radius(rows: Tensor, height: int, width: int, gaze: tuple[float, float]) -> Tensor:
-    """Distance of rows of pixels [R] from the gaze, in half the image's longer side, [R, W]."""
+    """Distance of the pixels in rows [R] from the gaze, in units of half the image's longer side, [R, W]."""
     x = torch.arange(width, dtype=torch.float32, device=rows.device) - (gaze[0] + 1) / 2 * (width - 1)
     y = rows.float() - (gaze[1] + 1) / 2 * (height - 1)
     return torch.hypot(y[:, None], x) / (max(height, width) / 2)
 
 
 def _thresholds(rows: Tensor, height: int, width: int, seed: int) -> Tensor:
-    """Rows [R] of a Bayer matrix as large as the image, moved by the seed: uniform on (0, 1], [R, W].
+    """Rows [R] of a Bayer matrix as large as the image, shifted by the seed: uniform on (0, 1], [R, W].
 
-    Its children's order is (0, 0), (1, 1), (1, 0), (0, 1): digit 2·(x ⊕ y) + y in base 4, of the lowest bit first.
+    The pixels (x, y) of a 2 × 2 block come in the order (0, 0), (1, 1), (1, 0), (0, 1). So the rank of a pixel has the
+    digits 2·(x ⊕ y) + y in base 4, one for each bit of x and y, and the lowest bit gives the most significant digit.
     """
     rng = torch.Generator().manual_seed(seed)
-    up, left = torch.randint(SHIFTS, (2,), generator=rng).tolist() if seed else (0, 0)
-    bits = (max(height, width) + SHIFTS).bit_length()
+    up, left = torch.randint(MAX_SHIFT_PIXELS, (2,), generator=rng).tolist() if seed else (0, 0)
+    bits = (max(height, width) + MAX_SHIFT_PIXELS).bit_length()
     low_first = _digits_low_bit_first(bits).to(rows.device)
     y = (rows + up)[:, None]
     x = torch.arange(left, left + width, device=rows.device)
@@ -265,7 +270,7 @@ def _thresholds(rows: Tensor, height: int, width: int, seed: int) -> Tensor:
 
 
 def _digits_low_bit_first(bits: int) -> Tensor:
-    """Of every number below 2^bits, its bits as digits of base 4, the lowest the most significant; int64 [2^bits]."""
+    """The bits of every number below 2^bits in reverse order, read as digits of base 4; int64 [2^bits]."""
     numbers = torch.arange(1 << bits)
     digits = torch.zeros_like(numbers)
     for bit in range(bits):
@@ -274,7 +279,7 @@ def _digits_low_bit_first(bits: int) -> Tensor:
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest of values [N], ascending; among equals the first."""
+    """Indices of the `count` largest of values [N], ascending; of equal values, the first ones."""
     least = torch.kthvalue(values, len(values) - count + 1).values
     chosen = values > least
     equal = torch.nonzero(values == least)[:, 0]
@@ -283,31 +288,32 @@ def _largest(values: Tensor, count: int) -> Tensor:
 
 
 def _lattice_origin(rows: Tensor, columns: Tensor) -> tuple[int, int]:
-    """By how many rows and columns pixels [N] are to be moved so that the coarsest lattice among them starts at 0.
+    """By how many rows and columns the pixels [N] have to be moved so that the coarsest lattice among them starts at 0.
 
-    Bit by bit: of the four lattices of twice the spacing, the one that holds most pixels.
+    It is found bit by bit: of the four lattices with twice the spacing, the one with the most pixels is chosen.
     """
     row = column = 0
     spacing = 1
-    while spacing < SHIFTS:
+    while spacing < MAX_SHIFT_PIXELS:
         part = (rows // spacing % 2) * 2 + columns // spacing % 2
         best = int(torch.bincount(part, minlength=4).argmax())
         row, column = row + spacing * (best // 2), column + spacing * (best % 2)
         spacing *= 2
         inside = (rows % spacing == row) & (columns % spacing == column)
         rows, columns = rows[inside], columns[inside]
-    return -row % SHIFTS, -column % SHIFTS
+    return -row % MAX_SHIFT_PIXELS, -column % MAX_SHIFT_PIXELS
 
 
 def _pull(image: Tensor, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Estimates on lattices of spacing 1, 2, 4, ..., until one is all known or a single point.
+    """Estimates on lattices of spacing 1, 2, 4, ..., until all of a lattice is known or it is a single point.
 
     Args:
         image: colours where they are known, and zero elsewhere, [3, H, W].
-        weight: 1 there, and zero elsewhere, [1, H, W].
+        weight: 1 where colours are known, and zero elsewhere, [1, H, W].
 
     Returns:
-        Colours [3, h, w] and weights [1, h, w], which are 1 where the colour is that of the lattice point's own pixel.
+        For each lattice, colours [3, h, w] and weights [1, h, w]. A weight is 1 where the colour is that of the lattice
+        point's pixel.
     """
     levels = [(image, weight)]
     weighted = image

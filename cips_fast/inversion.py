@@ -1,7 +1,7 @@
-"""Inversion: the latent whose image comes closest to given colours, be they a picture, a part of one, or few points.
+"""Inversion: find the latent whose image is closest to given colours: of a picture, of a part of it or of a few points.
 
-A CIPS generator tells the colour at any coordinate on its own, so that colours may be known anywhere, and a step need
-look at no more of them than its memory holds. Nothing but the latent is trained.
+A CIPS generator computes the colour at any coordinate independently of all others. So the known colours may be
+anywhere, and a step can compare as many of them as the memory holds. Only the latent is trained.
 """
 
 import math
@@ -18,29 +18,29 @@ from .checks import ArgumentError, check_choice
 from .files.pictures import NOT_FINITE
 from .generator import CIPSGenerator
 from .grids import WHOLE, Region
-from .perceptual import SMALLEST, perceptual_distance
+from .perceptual import MIN_SIDE_PIXELS, perceptual_distance
+from .sampling import LARGEST_SEED
 
 SPACES = ("w", "w+")
-SAMPLES = 4096  # latents that tell the mean and the spread of w
-START_POINTS = 256  # that starts are compared at
-START_BATCH = 64
-WARMUP = 0.05  # share of the steps in which the learning rate rises
-NOISE_ENDS = 0.75  # share of the steps after which the latent is no longer shaken
-LARGEST_LOOK = 256  # a side, in pixels, of the image that the perceptual distance looks at
-CROP = 64  # a side of the crop that it looks at where a step does not render the whole image
-LARGEST_SEED = 2**64 - 1  # that PyTorch's generators take
-LARGEST_COLOUR = 10.0  # nominally 1; a generator may go beyond, bytes go farther
+MAPPED_LATENTS = 4096  # from which the mean and the standard deviation of w are estimated
+START_POINTS = 256  # at which the possible starts are compared
+START_BATCH = 64  # latents
+WARMUP_SHARE = 0.05  # of the steps, in which the learning rate rises
+NOISE_SHARE = 0.75  # of the steps, in which noise is added to the latent
+PERCEPTUAL_SIDE_PIXELS = 256  # shorter side of the image that the perceptual distance compares, at most
+CROP_SIDE_PIXELS = 64  # of the crop that it compares if a step does not render the whole image
+LARGEST_COLOUR = 10.0  # nominally 1, which a generator may exceed; larger values are probably bytes, 0 to 255
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What an inversion found.
+    """The result of an inversion.
 
     Attributes:
-        generator: whose latent it is.
+        generator: the generator of the latent.
         w: style latent [1, S], or one a layer [1, num_layers, S].
-        losses: of every step `step`, `loss`, and the terms that make it up, unweighted: `pixel`, the mean squared error
-            at the points that the step looked at; `perceptual`, if there is one; `prior`.
+        losses: for every step, the numbers `step` and `loss` and the terms of the loss without their weights: `pixel`,
+            the mean squared error at the points that the step compared; `perceptual`, if it is used; and `prior`.
     """
 
     generator: CIPSGenerator
@@ -48,12 +48,12 @@ class Projection:
     losses: list[dict[str, float]]
 
     def render(self, height: int, width: int, region: Region = WHOLE) -> Tensor:
-        """The image of any size that the latent stands for, float32 [3, height, width]; see `cips_fast.render`."""
+        """The image of the latent, of any size, float32 [3, height, width]; see `cips_fast.render`."""
         return render.image(self.generator, self.w, height, width, region)
 
 
 class Stopped(KeyboardInterrupt):
-    """An inversion was interrupted after at least one step; `projection` is what it had found by then."""
+    """An inversion was interrupted after at least one step; `projection` is its result so far."""
 
     def __init__(self, projection: Projection):
         super().__init__()
@@ -95,59 +95,61 @@ def project(
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Projection:
-    """The latent whose image is closest to a picture where that is known.
+    """The latent whose image is closest to a picture at the picture's known pixels.
 
     min_v  mean_known (G(w(v), c) - t)²  +  perceptual · d(G(w(v)), t)  +  prior · mean(v²)      w(v) = w̄ + σ_w ⊙ v
 
-    (after the projector of StyleGAN2, Karras et al., arXiv 1912.04958, appendix D, with w whitened by its mean and
-    standard deviation. d is `perceptual_distance`; to it an unknown pixel has the colour that G gives it.) Adam, with a
-    learning rate that rises for a twentieth of the steps and then falls as a cosine, from the start among w̄ and mapped
-    latents that has the smallest error at 256 points. The same seed gives the same bits on a CPU.
+    This follows the projector of StyleGAN2 (Karras et al., arXiv 1912.04958, appendix D), with w whitened by its mean
+    and standard deviation. d is `perceptual_distance`; for it, unknown pixels of the target have the colours of G.
+    Adam's learning rate rises for a twentieth of the steps and then falls as a cosine. The descent starts at w̄ or at
+    the mapped latent that has the smallest error at 256 points. On a CPU, the same seed gives the same bits.
 
     Args:
-        generator: is left as it was. Runs in eval mode, and without noise.
-        target: RGB in [-1, 1], [3, H, W]; what the mask hides may be anything.
-        mask: true where the picture is known, bool [H, W]; everywhere unless given. What is unknown is not rendered,
-            unless a perceptual distance wants whole images.
-        region: (x0, y0, x1, y1), where the picture lies, as in `grids.plane`; all of the trained area unless given.
-        space: `w`, one latent for all layers, or `w+`, one a layer, which fits closer and strays farther.
+        generator: runs in eval mode and without noise; afterwards it is as it was before.
+        target: RGB in [-1, 1], [3, H, W]; hidden pixels may have any value.
+        mask: true where the picture is known, bool [H, W]; the default is everywhere. Unknown pixels are rendered only
+            for a perceptual distance of whole images.
+        region: (x0, y0, x1, y1), where the picture lies, as in `grids.plane`; the default is all of the trained area.
+        space: `w`, one latent for all layers, or `w+`, one a layer, which fits more closely but may leave the trained
+            distribution.
         steps: at least 1.
-        learning_rate: Adam's, of the whitened v.
-        pixels_per_step: so many known pixels, chosen at random anew, are compared in every step, and a random crop of
-            at most 64² pixels, at stride 1, 2, 4 …, by the perceptual distance. All pixels unless given, and
-            perceptual distance then looks at the whole image, reduced to 256 pixels a side if it is larger.
+        learning_rate: Adam's, for the whitened v.
+        pixels_per_step: how many known pixels a step compares, chosen at random for each step; the perceptual distance
+            then compares a random crop of at most 64² pixels at stride 1, 2, 4 …. By default all pixels are compared,
+            and the perceptual distance compares whole images, reduced to 256 pixels a side if they are larger.
         perceptual: weight of the perceptual distance; more than 0 needs `pip install -e '.[project]'`.
-        prior: weight of mean(v²), which is about 1 for what the generator was trained on.
-        noise: standard deviation of what v is shaken by at first; it falls quadratically to 0 at three quarters.
-        starts: mapped latents that are tried as a start.
-        seed: of all that is random.
-        callback: called with each entry of `losses` as it comes.
+        prior: weight of mean(v²), which is about 1 for latents that the generator was trained on.
+        noise: standard deviation of the noise that is added to v in the first step; it falls quadratically to 0 at
+            three quarters of the steps.
+        starts: number of mapped latents that are tried as a start.
+        seed: seed of all random numbers.
+        callback: called with each entry of `losses` after its step.
 
     Raises:
-        ValueError: an argument that is none of the above, or a mask that leaves nothing known.
-        ImportError: a perceptual distance without its packages.
-        FloatingPointError: the loss is no longer finite, for which a smaller learning rate helps; or the generator's
-            colours are not from the beginning.
+        ValueError: an argument is none of the above, or the mask leaves no known pixel.
+        ImportError: a perceptual distance is asked for and its packages are not installed.
+        FloatingPointError: the loss is no longer finite, which a smaller learning rate may avoid; or the generator's
+            colours are not finite from the start.
         Stopped: a KeyboardInterrupt came after the first step.
     """
     settings = _Settings(space, steps, learning_rate, pixels_per_step, prior, noise, starts, seed)
     if perceptual < 0 or not math.isfinite(perceptual):
         raise ArgumentError("perceptual", f"got {perceptual}, must be at least 0")
-    picture = _picture(generator, target, mask, region)
-    if perceptual and min(picture.known.shape) < SMALLEST:
-        height, width = picture.known.shape
-        wanted = f"at least {SMALLEST}x{SMALLEST} for a perceptual distance"
+    image = _target_image(generator, target, mask, region)
+    if perceptual and min(image.known.shape) < MIN_SIDE_PIXELS:
+        height, width = image.known.shape
+        wanted = f"at least {MIN_SIDE_PIXELS}x{MIN_SIDE_PIXELS} for a perceptual distance"
         raise ArgumentError("target", f"got {width}x{height} pixels, must be {wanted}")
-    points = picture.points()
+    points = image.points()
 
     def errors(w: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         if perceptual and pixels_per_step is None:
-            rgb = picture.rendered(generator, w)
-            return {"pixel": picture.error(rgb), "perceptual": picture.distance(rgb)}
+            rgb = image.generated(generator, w)
+            return {"pixel": image.error(rgb), "perceptual": image.distance(rgb)}
         terms = {"pixel": points.some(pixels_per_step, rng).errors(generator, w).mean()}
         if perceptual:
-            crop = picture.crop(rng)
-            terms["perceptual"] = crop.distance(crop.rendered(generator, w))
+            crop = image.crop(rng)
+            terms["perceptual"] = crop.distance(crop.generated(generator, w))
         return terms
 
     return _descend(generator, points, errors, {"perceptual": perceptual}, settings, callback)
@@ -168,12 +170,12 @@ def project_points(
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Projection:
-    """The latent whose colours at some points are closest to given ones; the image it stands for fills in the rest.
+    """The latent whose colours at some points are closest to given ones; its image fills in the rest.
 
     Args:
-        coords: the points as `generator.synthesis` takes them, [P, 2], anywhere, in any order.
+        coords: the points as for `generator.synthesis`, [P, 2], anywhere and in any order.
         colours: RGB in [-1, 1], [P, 3].
-        others: as in `project`; the fewer the points, the more a larger `prior` helps.
+        others: as in `project`; a larger `prior` helps if there are few points.
 
     Raises:
         ValueError, FloatingPointError, Stopped: as in `project`.
@@ -196,7 +198,7 @@ def project_points(
 
 @dataclass(frozen=True)
 class _Settings:
-    """How to descend; see `project`."""
+    """Settings of the descent; see `project`."""
 
     space: str
     steps: int
@@ -215,8 +217,8 @@ class _Settings:
             raise ArgumentError("learning_rate", f"got {self.learning_rate}, must be more than 0")
         if self.pixels_per_step is not None and self.pixels_per_step < 1:
             raise ArgumentError("pixels_per_step", f"got {self.pixels_per_step}, must be at least 1, or None for all")
-        if not 0 <= self.starts <= SAMPLES:
-            raise ArgumentError("starts", f"got {self.starts}, must be 0 to {SAMPLES}")
+        if not 0 <= self.starts <= MAPPED_LATENTS:
+            raise ArgumentError("starts", f"got {self.starts}, must be 0 to {MAPPED_LATENTS}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ArgumentError("seed", f"got {self.seed}, must be 0 to {LARGEST_SEED}")
         for name in ("prior", "noise"):
@@ -225,12 +227,12 @@ class _Settings:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        rising = min(1.0, (step + 1) / (WARMUP * self.steps))
+        rising = min(1.0, (step + 1) / (WARMUP_SHARE * self.steps))
         return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
-    def shake(self, step: int) -> float:
-        """The noise of a step."""
-        return self.noise * max(0.0, 1 - step / (NOISE_ENDS * self.steps)) ** 2
+    def noise_in(self, step: int) -> float:
+        """The standard deviation of the noise in a step."""
+        return self.noise * max(0.0, 1 - step / (NOISE_SHARE * self.steps)) ** 2
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ class _Points:
     colours: Tensor
 
     def some(self, count: int | None, rng: torch.Generator) -> "_Points":
-        """So many of them, chosen at random."""
+        """`count` of them, chosen at random; all if it is None."""
         if count is None or count >= len(self.coords):
             return self
         chosen = torch.randperm(len(self.coords), generator=rng)[:count].to(self.coords.device)
@@ -253,8 +255,8 @@ class _Points:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """Colours [3, H, W] at coordinates [H, W, D]; where they are not `known`, bool [H, W], they mean nothing."""
+class _TargetImage:
+    """The image to match: colours [3, H, W] at coordinates [H, W, D], which count only where `known`, bool [H, W]."""
 
     coords: Tensor
     colours: Tensor
@@ -264,19 +266,19 @@ class _Picture:
         """The known pixels."""
         return _Points(self.coords[self.known], self.colours.permute(1, 2, 0)[self.known])
 
-    def crop(self, rng: torch.Generator) -> "_Picture":
-        """A random square of it, at a random stride."""
+    def crop(self, rng: torch.Generator) -> "_TargetImage":
+        """A random square of the image, at a random stride."""
         height, width = self.known.shape
-        side = min(CROP, height, width)
+        side = min(CROP_SIDE_PIXELS, height, width)
         strides = int(math.log2(min(height, width) // side)) + 1
         stride = 2 ** int(torch.randint(strides, (), generator=rng))
         span = (side - 1) * stride + 1
         top, left = (int(torch.randint(size - span + 1, (), generator=rng)) for size in (height, width))
         rows, columns = slice(top, top + span, stride), slice(left, left + span, stride)
-        return _Picture(self.coords[rows, columns], self.colours[:, rows, columns], self.known[rows, columns])
+        return _TargetImage(self.coords[rows, columns], self.colours[:, rows, columns], self.known[rows, columns])
 
-    def rendered(self, generator: CIPSGenerator, w: Tensor) -> Tensor:
-        """What a latent [1, ...] has there, [3, H, W]."""
+    def generated(self, generator: CIPSGenerator, w: Tensor) -> Tensor:
+        """The colours of a latent [1, ...] at these coordinates, [3, H, W]."""
         return generator.synthesis(w, self.coords[None])[0]
 
     def error(self, rgb: Tensor) -> Tensor:
@@ -284,21 +286,22 @@ class _Picture:
         return (rgb - self.colours)[:, self.known].square().mean()
 
     def distance(self, rgb: Tensor) -> Tensor:
-        """Perceptual distance of an image [3, H, W], which lends both sides its colours where they are unknown."""
+        """Perceptual distance of an image [3, H, W]; where the target is unknown, both have the image's colours."""
         seen = torch.where(self.known, rgb, rgb.detach())
         wanted = torch.where(self.known, self.colours, rgb.detach())
-        return perceptual_distance(_at_most(seen[None], LARGEST_LOOK), _at_most(wanted[None], LARGEST_LOOK))[0]
+        seen, wanted = (_at_most(each[None], PERCEPTUAL_SIDE_PIXELS) for each in (seen, wanted))
+        return perceptual_distance(seen, wanted)[0]
 
 
 def _at_most(images: Tensor, side: int) -> Tensor:
-    """Images [B, 3, H, W] reduced until their shorter side is no more than `side`, as means over areas."""
+    """Images [B, 3, H, W], reduced to a shorter side of at most `side` pixels by means over areas."""
     shorter = min(images.shape[2:])
     if shorter <= side:
         return images
     return F.interpolate(images, [round(size * side / shorter) for size in images.shape[2:]], mode="area")
 
 
-def _picture(generator: CIPSGenerator, target: Tensor, mask: Tensor | None, region: Region) -> _Picture:
+def _target_image(generator: CIPSGenerator, target: Tensor, mask: Tensor | None, region: Region) -> _TargetImage:
     if target.dim() != 3 or target.shape[0] != 3 or not target.numel():
         raise ArgumentError("target", f"got shape {list(target.shape)}, must be [3, H, W]")
     height, width = target.shape[1:]
@@ -313,11 +316,11 @@ def _picture(generator: CIPSGenerator, target: Tensor, mask: Tensor | None, regi
     x, y = grids.axes(height, width, region, geometry=generator.geometry)
     y, x = torch.meshgrid(y, x, indexing="ij")
     coords, like = generator.in_native_units(torch.stack([x, y], -1)), generator.mean_latent
-    return _Picture(coords.to(like), target.to(like), mask.to(like.device))
+    return _TargetImage(coords.to(like), target.to(like), mask.to(like.device))
 
 
 def _check_finite(name: str, values: Tensor, largest: float) -> None:
-    """Raise ValueError unless all values are finite and not far beyond [-1, 1], if that is asked for."""
+    """Raise ValueError unless all values are finite and no magnitude is above `largest`."""
     if not values.isfinite().all():
         raise ArgumentError(name, "got values that are not finite")
     if values.abs().max() > largest:
@@ -333,8 +336,9 @@ def _descend(
     settings: _Settings,
     callback: Callback | None,
 ) -> Projection:
-    """Minimise the weighted sum of the terms that `errors` gives for a latent, and of the prior."""
-    rng, losses = torch.Generator().manual_seed(settings.seed), []
+    """Minimise the weighted sum of the prior and the terms that `errors` returns for a latent."""
+    rng = torch.Generator().manual_seed(settings.seed)
+    losses: list[dict[str, float]] = []
     weights = {"pixel": 1.0, "prior": settings.prior, **weights}
     with _frozen(generator), torch.enable_grad():
         mean, spread, samples = _latents(generator, rng)
@@ -343,8 +347,8 @@ def _descend(
         try:
             for step in range(settings.steps):
                 optimizer.param_groups[0]["lr"] = settings.rate(step)
-                shaken = v + settings.shake(step) * torch.randn(v.shape, generator=rng).to(v)
-                terms = errors(mean + spread * shaken, rng) | {"prior": v.square().mean()}
+                noisy = v + settings.noise_in(step) * torch.randn(v.shape, generator=rng).to(v)
+                terms = errors(mean + spread * noisy, rng) | {"prior": v.square().mean()}
                 loss = sum(weights[name] * term for name, term in terms.items())
                 optimizer.zero_grad()
                 loss.backward()
@@ -365,7 +369,7 @@ def _descend(
 
 @contextmanager
 def _frozen(generator: CIPSGenerator) -> Iterator[None]:
-    """The generator in eval mode, without noise and without gradients for its parameters, and then as it was."""
+    """Eval mode, no noise and no gradients for the generator's parameters while the block runs."""
     trained = [(parameter, parameter.requires_grad) for parameter in generator.parameters()]
     modes = [(module, module.training) for module in generator.modules()]
     noise = generator.noise
@@ -382,8 +386,8 @@ def _frozen(generator: CIPSGenerator) -> Iterator[None]:
 
 @torch.no_grad()
 def _latents(generator: CIPSGenerator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [S] and standard deviation [S] of w, and the latents [N, S] that told them."""
-    z = torch.randn(SAMPLES, generator.style_features, generator=rng)
+    """Mean [S] and standard deviation [S] of w, and the mapped latents [N, S] that they were computed from."""
+    z = torch.randn(MAPPED_LATENTS, generator.style_features, generator=rng)
     w = generator.mapping(z.to(generator.mean_latent))
     return w.mean(0), w.std(0).clamp(min=1e-8), w
 
@@ -398,7 +402,7 @@ def _start(
     settings: _Settings,
     rng: torch.Generator,
 ) -> Tensor:
-    """The best of the mean and some samples, whitened, [1, S], or the same for every layer [1, num_layers, S]."""
+    """The best of the mean and some mapped latents, whitened: [1, S], or repeated for all layers [1, num_layers, S]."""
     tried = torch.cat([mean[None], samples[: settings.starts]])
     some = points.some(START_POINTS, rng)
     errors = torch.cat([some.errors(generator, w) for w in tried.split(START_BATCH)])

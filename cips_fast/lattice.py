@@ -1,8 +1,9 @@
 """Cubic interpolation on nested square lattices, in place: from the pixels at multiples of s to those of s/2.
 
-A lattice of spacing s is refined in two steps, each of which looks at a square lattice: first the centres of its cells,
-then, on the lattice turned by 45° that they make with it, the middles of its edges. Both are exact on cubic
-polynomials. Beyond the image's border the nearest pixel is repeated.
+A lattice of spacing s is refined in two stages. The first fills the centres of its cells. Together with the lattice,
+the centres form a square lattice that is rotated by 45°; the second stage fills the centres of its cells, which are the
+middles of the first lattice's edges. Both stages are exact on cubic polynomials. Beyond the image's border, the nearest
+pixel is repeated.
 """
 
 import torch
@@ -28,10 +29,10 @@ def fill_centres(image: Tensor, spacing: int) -> None:
 
 
 def fill_edges(image: Tensor, spacing: int) -> None:
-    """Set the middles of the edges between the pixels at multiples of spacing, whose cells' centres are set.
+    """Set the middles of the edges between the pixels at multiples of spacing. The centres of the cells must be set.
 
-    Of the twelve nearest pixels on the turned lattice, 10/32 of each of the four nearest and -1/32 of each of the eight
-    behind them: the two-dimensional Neville rule of order 4 (Kovačević and Sweldens, 2000).
+    Of the twelve nearest pixels on the rotated lattice, the four nearest count 10/32 each, and the eight behind them
+    -1/32 each: the two-dimensional Neville rule of order 4 (Kovačević and Sweldens, 2000).
 
     Args:
         image: [C, H, W], changed in place.
@@ -55,14 +56,14 @@ def _fill_edges_along(along: int, corners: Tensor, centres: Tensor, middles: Ten
     of_corners = _pair_sums(_repeated(corners, along, 0, middles.shape[along] + 1 - corners.shape[along]), along)
     of_centres = _pair_sums(_repeated(centres, across, 1, middles.shape[across] - centres.shape[across]), across)
     torch.add(of_corners, of_centres, out=middles).mul_(10 / 32)
-    for sums, behind in ((of_corners, across), (of_centres, along)):
-        sums = _repeated(sums, behind, 1, 1)
-        size = middles.shape[behind]
-        middles.sub_(sums.narrow(behind, 0, size), alpha=1 / 32).sub_(sums.narrow(behind, 2, size), alpha=1 / 32)
+    for sums, dim in ((of_corners, across), (of_centres, along)):
+        sums = _repeated(sums, dim, 1, 1)
+        size = middles.shape[dim]
+        middles.sub_(sums.narrow(dim, 0, size), alpha=1 / 32).sub_(sums.narrow(dim, 2, size), alpha=1 / 32)
 
 
 def _between(values: Tensor, dim: int, count: int) -> Tensor:
-    """What lies halfway behind each of the first `count` of a dimension's values, by the four-point rule."""
+    """The middle between each of the first `count` values of a dimension and the next, by the four-point rule."""
     values = _repeated(values, dim, 1, count + 2 - values.shape[dim])
     far, near = (values.narrow(dim, start, count) for start in (0, 1))
     near = near + values.narrow(dim, 2, count)
@@ -75,8 +76,8 @@ def _pair_sums(values: Tensor, dim: int) -> Tensor:
     return values.narrow(dim, 0, size) + values.narrow(dim, 1, size)
 
 
-def _repeated(values: Tensor, dim: int, before: int, behind: int) -> Tensor:
-    """A tensor with the first slice of a dimension repeated before it and the last one behind it."""
-    first, last = (values.narrow(dim, at, 1) for at in (0, values.shape[dim] - 1))
-    parts = [first] * before + [values] + [last] * behind
+def _repeated(values: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """A tensor with the first slice of a dimension repeated before it and the last one after it."""
+    first, last = (values.narrow(dim, index, 1) for index in (0, values.shape[dim] - 1))
+    parts = [first] * before + [values] + [last] * after
     return torch.cat(parts, dim) if len(parts) > 1 else values

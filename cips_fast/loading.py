@@ -1,4 +1,4 @@
-"""A generator from whatever holds one: a run folder, a checkpoint of this library, or a published one."""
+"""Loading a generator from a run folder, a checkpoint of this library or a published checkpoint."""
 
 import os
 import warnings
@@ -27,25 +27,26 @@ def load(
     backend: str = "auto",
     device: str | torch.device = "cpu",
 ) -> CIPSGenerator:
-    """The generator in a run folder or a checkpoint, in eval mode; of a run it is the averaged one.
+    """The generator in a run folder or a checkpoint, in eval mode; for a run, it is the averaged generator.
 
-    A file's kind is told by its content. Of a run folder the newest sound checkpoint is taken; a warning names those
-    that are newer and cannot be used.
+    The content of a file tells its kind. In a run folder, the newest sound checkpoint is read; a warning names newer
+    checkpoints that cannot be used.
 
     Args:
-        source: a run folder, a file that training, `checkpoint.save` or `convert` wrote, or a checkpoint of the
+        source: a run folder; a file that training, `checkpoint.save` or `convert` wrote; or a checkpoint of the
             published code, see `load_published`.
-        activation: of a published checkpoint with sines, `sin` or `sinrelu`; checked where given for others.
-        integer_coords: a published checkpoint's grid is counted in pixels. A checkpoint of this library says it itself,
-            and is refused where True is given and it says otherwise.
+        activation: `sin` or `sinrelu`, needed for published checkpoints with sines. For all others it may be None;
+            otherwise it must be the checkpoint's activation.
+        integer_coords: whether the grid of a published checkpoint is counted in pixels. A checkpoint of this library
+            holds this itself; True is an error if that checkpoint's grid is not counted in pixels.
         backend: see `cips_fast.backends.choice`.
-        device: where its parameters shall lie.
+        device: the device of the parameters.
 
     Raises:
         FileNotFoundError: no file is there, or the folder has no checkpoints.
         OSError: a file cannot be read.
-        ValueError: an argument is none of the above, or no checkpoint that can be used is there: it is damaged, has
-            values that are not finite, or is something else. The message is one line.
+        ValueError: an argument is none of the above, or the checkpoint cannot be used: it is damaged, has values that
+            are not finite, or is not a checkpoint. The message is one line.
     """
     check_choice("backend", backend, BACKENDS)
     if activation is not None:
@@ -62,7 +63,7 @@ def load(
 
 
 def _newest(folder: Path, read: Callable[[Path], CIPSGenerator]) -> CIPSGenerator:
-    """The newest sound checkpoint of a run folder, with a warning where others were passed over."""
+    """The generator in the newest sound checkpoint of a run folder; warns if newer ones cannot be used."""
     try:
         path, generator, passed_over = open_newest(folder, read)
     except FileNotFoundError:
@@ -76,7 +77,7 @@ def _newest(folder: Path, read: Callable[[Path], CIPSGenerator]) -> CIPSGenerato
 
 
 def _read(path: Path, activation: str | None, integer_coords: bool, backend: str) -> CIPSGenerator:
-    """The generator in a file, checked against what the caller said."""
+    """The generator in a file; ValueError if it is not what the caller's arguments say."""
     try:
         kind = kind_of(path)
     except FileNotFoundError:
@@ -89,7 +90,7 @@ def _read(path: Path, activation: str | None, integer_coords: bool, backend: str
         content, metadata = read_tensors(path)
         if SETTINGS in metadata:
             generator = from_tensors(path, content, metadata, backend=backend)
-            _check_told(generator, activation, integer_coords)
+            _check_arguments(generator, activation, integer_coords)
             return generator
     try:
         return load_published(content, activation=activation, integer_coords=integer_coords, backend=backend)
@@ -99,8 +100,8 @@ def _read(path: Path, activation: str | None, integer_coords: bool, backend: str
         raise CheckpointError(path, f"cannot be used ({error})") from None
 
 
-def _check_told(generator: CIPSGenerator, activation: str | None, integer_coords: bool) -> None:
-    """Raise ValueError where the caller said something else than a checkpoint of this library."""
+def _check_arguments(generator: CIPSGenerator, activation: str | None, integer_coords: bool) -> None:
+    """Raise ValueError if an argument contradicts a checkpoint of this library."""
     if activation not in (None, generator.activation):
         raise ArgumentError("activation", f"got {activation!r}, but the checkpoint's is {generator.activation!r}")
     if integer_coords and not generator.integer_coords:
@@ -108,7 +109,7 @@ def _check_told(generator: CIPSGenerator, activation: str | None, integer_coords
 
 
 def _device(name: str | torch.device) -> torch.device:
-    """A device that can be used here."""
+    """The device; ValueError if it cannot be used here."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

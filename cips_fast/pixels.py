@@ -1,4 +1,4 @@
-"""Asking for some of an image's pixels: what an evaluator is, and calling it for a bounded number at a time."""
+"""Evaluators: functions that compute chosen pixels of an image, and how they are called for a chunk at a time."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .checks import ArgumentError
 
-# (rows int64 [N], columns int64 [N]) of a full image's pixels -> their colours, float32 [N, 3].
+# A function from rows int64 [N] and columns int64 [N] of a full image's pixels to their colours, float32 [N, 3].
 Evaluator = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -19,16 +19,16 @@ def check_size(height: int, width: int) -> None:
 
 
 def check_chunk(chunk: int) -> None:
-    """Raise ValueError unless it is at least 1."""
+    """Raise ValueError unless the chunk, a number of pixels, is at least 1."""
     if chunk < 1:
         raise ArgumentError("chunk", f"got {chunk}, must be at least 1")
 
 
 def evaluate_in_chunks(evaluate: Evaluator, rows: Tensor, columns: Tensor, chunk: int) -> Tensor:
-    """Colours [N, 3] of pixels, `chunk` at a time.
+    """Colours [N, 3] of pixels, computed for `chunk` pixels at a time.
 
     Raises:
-        ValueError: a chunk below 1, or the evaluator returned another shape.
+        ValueError: the chunk is below 1, or the evaluator returned another shape.
     """
     check_chunk(chunk)
     parts = zip(rows.split(chunk), columns.split(chunk), strict=True)
@@ -36,7 +36,7 @@ def evaluate_in_chunks(evaluate: Evaluator, rows: Tensor, columns: Tensor, chunk
 
 
 def check_colours(colours: Tensor, count: int) -> Tensor:
-    """What an evaluator returned, or ValueError unless that is [count, 3]."""
+    """The colours that an evaluator returned; ValueError unless their shape is [count, 3]."""
     if colours.shape != (count, 3):
         raise ArgumentError("evaluate", f"it returned shape {list(colours.shape)}, must be [{count}, 3]")
     return colours

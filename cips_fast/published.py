@@ -1,4 +1,4 @@
-"""Checkpoints of the published code (classes CIPSskip and CIPSres): theirs to ours and back."""
+"""Checkpoints of the published code (classes CIPSskip and CIPSres): reading them, and writing a generator as one."""
 
 import io
 import os
@@ -17,8 +17,8 @@ from .files.untrusted import SAFETENSORS, CheckpointError, first_line, kind_of
 from .generator import CIPSGenerator
 
 MEAN_LATENT_SAMPLES = 4096
-NAMES_SHOWN = 4  # of a state dict that is no published one
-DEEPEST = 8  # dicts in dicts around a state dict
+NAMES_SHOWN = 4  # in the message about a state dict that is not a published one
+MAX_NESTED_DICTS = 8  # around a state dict
 
 
 def load_published(
@@ -33,42 +33,42 @@ def load_published(
 ) -> CIPSGenerator:
     """A generator whose output equals the published code's (classes CIPSskip and CIPSres), in eval mode.
 
-    Variant, size, widths and depths are read off the names and shapes. In train mode, at the native size, the embedding
-    is used as it stands; elsewhere it is sampled with align_corners=False: so does the published code.
+    The names and shapes tell the variant, size, widths and depths. In train mode, at the native size, the embedding is
+    used as it is; otherwise it is sampled with align_corners=False. The published code does the same.
 
     Args:
-        source: a checkpoint file, read with weights_only=True, or a state dict, or a dict that holds one as `g_ema`,
-            `g`, `generator`, `G` or `state_dict`. What DataParallel, torch.compile and Lightning write before the names
-            (`module.`, `_orig_mod.`, `generator.`) is taken off.
-        variant: `skip` or `res`; checked where given.
-        size: native resolution; checked where given.
-        activation: needed for `sin` and `sinrelu`, which no shape tells apart; checked where given.
-        integer_coords: the native grid is counted in pixels.
-        mean_latent: centre of truncation [S]; the mean of w over 4096 fixed latents unless given.
+        source: a checkpoint file, read with weights_only=True; a state dict; or a dict that holds one as `g_ema`, `g`,
+            `generator`, `G` or `state_dict`. Prefixes that DataParallel, torch.compile and Lightning add to the names
+            (`module.`, `_orig_mod.`, `generator.`) are removed.
+        variant: `skip` or `res`; None accepts both.
+        size: native resolution; None accepts all.
+        activation: `lrelu`, `sin` or `sinrelu`. The last two must be given, since no shape tells them apart.
+        integer_coords: whether the native grid is counted in pixels.
+        mean_latent: centre of truncation [S]; the default is the mean of w over 4096 fixed latents.
         backend: see `cips_fast.backends.choice`.
 
     Raises:
         FileNotFoundError: no file is there.
         OSError: the file cannot be read.
-        ValueError: the file is damaged or no published checkpoint, or the names or shapes do not fit, which the message
-            lists, or a value is not finite.
+        ValueError: the file is damaged or not a published checkpoint; names or shapes do not fit, and the message lists
+            them; or a value is not finite.
     """
     check_choice("backend", backend, BACKENDS)
     state = published_state(source, ("g_ema", "g", "generator", "G"))
     config = _published_config(state, variant, size, activation)
     config |= {"integer_coords": integer_coords, "align_corners": False, "backend": backend}
     layout = unfilled(config)
-    table = list(_published_names(layout))
-    check_names_and_shapes(state, {published: shape for published, _, shape in table})
+    names = list(_published_names(layout))
+    check_names_and_shapes(state, {published: shape for published, _, shape in names})
     if reason := not_finite(state):
         raise ArgumentError("state_dict", reason)
     if mean_latent is not None and mean_latent.numel() != layout.style_features:
         raise ArgumentError("mean_latent", f"got shape {list(mean_latent.shape)}, must be [{layout.style_features}]")
 
     shapes = {name: tensor.shape for name, tensor in layout.state_dict().items()}
-    tensors = {own: state[published].reshape(shapes[own]) for published, own, _ in table if own}
+    tensors = {own: state[published].reshape(shapes[own]) for published, own, _ in names if own}
     tensors["encoding.embedding"] = state["emb.input"][0].permute(1, 2, 0).contiguous()  # [H, W, C]
-    strengths = [state[published].reshape(1) for published, own, _ in table if own is None]
+    strengths = [state[published].reshape(1) for published, own, _ in names if own is None]
     tensors["noise_strength"] = torch.cat(strengths)
     config["noise"] = bool(tensors["noise_strength"].any())
     tensors["mean_latent"] = torch.zeros(layout.style_features)
@@ -79,15 +79,16 @@ def load_published(
 
 
 def to_published(generator: CIPSGenerator) -> dict[str, Tensor]:
-    """The state dict that the published code holds for a generator: its names and shapes, float32, copies on the CPU.
+    """A generator as a state dict of the published code: its names and shapes; float32 copies on the CPU.
 
-    `load_published` of it gives the same output bit for bit, but for `truncation`, whose centre it samples anew: a
-    published state dict has none. Nor does it say whether the grid counts in pixels or which sines are the activation:
-    `load_published` wants to be told. Widths and an embedding that are not the published classes' own (`width`
-    "published", one cell a pixel) are written as they are, and those classes need the same to read them.
+    `load_published` of the state dict gives the same output bit for bit, except with `truncation`: a published state
+    dict has no centre of truncation, so that is sampled again. It does not say either whether the grid counts in pixels
+    and which of the sines is the activation; tell `load_published` so. The published classes have the widths `width`
+    "published" and one embedding cell a pixel. Other widths and embeddings are written as they are, and only classes
+    that are changed accordingly can read them.
 
     Raises:
-        ValueError: the generator computes what no state dict of the published code does.
+        ValueError: no state dict of the published code computes what the generator computes.
     """
     _check_can_be_published(generator)
     own = generator.state_dict()
@@ -103,19 +104,19 @@ def to_published(generator: CIPSGenerator) -> dict[str, Tensor]:
 
 
 def save_published(generator: CIPSGenerator, path: str | Path) -> None:
-    """Write `to_published` to a file, whole or not at all, as the entry `g_ema` that the published code samples from.
+    """Write `to_published` to a file, whole or not at all, as the entry `g_ema`, which the published code samples from.
 
     Raises:
-        ValueError: as `to_published`.
+        ValueError: as in `to_published`.
         OSError: the file cannot be written.
     """
-    content = io.BytesIO()  # PyTorch's own writer may end the whole process where the disk is full
+    content = io.BytesIO()  # PyTorch's file writer may end the whole process if the disk is full
     torch.save({"g_ema": to_published(generator)}, content)
     write_whole(path, content.getbuffer())
 
 
 def _check_can_be_published(generator: CIPSGenerator) -> None:
-    """Raise ValueError, naming the setting, unless the published formulas give this generator's output."""
+    """Raise ValueError, which names the setting, unless the published formulas give this generator's output."""
     encoding = generator.encoding
     settings = {
         "geometry": (generator.config["geometry"], "plane"),
@@ -134,19 +135,19 @@ def published_state(source: str | Path | Mapping[str, Tensor], entries: tuple[st
     """The state dict in a published checkpoint: float32 copies on the CPU, without the names' prefixes.
 
     Args:
-        source: a file, a state dict, or dicts in dicts that hold one.
-        entries: what it may be called there, the best first: a dict's entry, or what stands before names.
+        source: a file, a state dict, or nested dicts that hold one.
+        entries: names that it may have there, the preferred one first: keys of a dict, or prefixes of names.
 
     Raises:
         FileNotFoundError: no file is there.
         OSError: the file cannot be read.
-        ValueError: there is no dict of floating tensors.
+        ValueError: there is no dict of floating-point tensors.
     """
     in_file = isinstance(source, str | os.PathLike)
     state = _below(_plain(_inner(_read(source) if in_file else source, entries)), entries)
     for name, tensor in state.items():
         _check_copyable(name, tensor, in_file)
-    # Copies: what is done to the loaded network must not reach the caller's dict.
+    # Copies, so that changes of the loaded network do not change the caller's dict.
     return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in state.items()}
 
 
@@ -164,8 +165,8 @@ def _read(path: str | Path) -> Mapping[str, object]:
 
 
 def _inner(source: object, entries: tuple[str, ...]) -> Mapping[str, object]:
-    """The state dict in dicts around it."""
-    for _ in range(DEEPEST):
+    """The state dict inside nested dicts."""
+    for _ in range(MAX_NESTED_DICTS):
         if not isinstance(source, Mapping):
             break
         found = [entry for entry in (*entries, "state_dict") if entry in source]
@@ -176,7 +177,7 @@ def _inner(source: object, entries: tuple[str, ...]) -> Mapping[str, object]:
 
 
 def _plain(state: Mapping[str, object]) -> dict[str, Tensor]:
-    """The tensors, their names without what DataParallel and torch.compile add to them."""
+    """The tensors, with names from which the prefixes of DataParallel and torch.compile are removed."""
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
@@ -192,7 +193,7 @@ def _plain(state: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def _below(state: dict[str, Tensor], entries: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors whose names begin with the first entry that any begin with, without it; all if none does."""
+    """The tensors whose names have the first of the entries that is a prefix, without it; all if none is a prefix."""
     for entry in entries:
         prefix = f"{entry}."
         if below := {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}:
@@ -201,7 +202,7 @@ def _below(state: dict[str, Tensor], entries: tuple[str, ...]) -> dict[str, Tens
 
 
 def _check_copyable(name: str, tensor: Tensor, in_file: bool) -> None:
-    """Raise ValueError unless it is a plain floating tensor, and as large as the bytes that a file has for it."""
+    """Raise ValueError unless it is a plain floating-point tensor and a file holds all of its bytes."""
     plain = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
     if not plain or not tensor.is_floating_point():
         kind = tensor.dtype if plain else f"a tensor of layout {tensor.layout} on {tensor.device}"
@@ -221,12 +222,11 @@ def _sampled_mean_latent(generator: CIPSGenerator) -> Tensor:
 def _published_config(
     state: Mapping[str, Tensor], variant: str | None, size: int | None, activation: str | None
 ) -> dict:
-    """Constructor arguments read off a published state dict, checked against what the caller said."""
+    """Constructor arguments that a published state dict implies; ValueError if the caller's differ."""
     found = {"variant": "res" if any(name.startswith("to_rgb_last.") for name in state) else "skip"}
     last = {"skip": "linears.{}.conv.weight", "res": "linears.{}.conv2.conv.weight"}[found["variant"]]
-    step = {"skip": 2, "res": 1}[found["variant"]]
     widths = []
-    while (name := last.format(step * (len(widths) + 1) - (found["variant"] == "skip"))) in state:
+    while (name := last.format(2 * len(widths) + 1 if found["variant"] == "skip" else len(widths) + 1)) in state:
         widths.append(_shape(state, name, 5)[1])
     required = ("emb.input", "style.1.weight", "lff.ffm.conv.weight")
     if missing := [name for name in required if name not in state] or ([last.format(1)] if not widths else []):
@@ -258,14 +258,14 @@ def _published_config(
 
 
 def _shape(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
-    """A tensor's shape; ValueError unless it has so many dimensions."""
+    """A tensor's shape; ValueError unless it has `dims` dimensions."""
     if state[name].dim() != dims:
         raise ArgumentError("state_dict", f"{name}: got {shown(list(state[name].shape))}, must have {dims} dimensions")
     return tuple(state[name].shape)
 
 
 def _published_names(layout: CIPSGenerator) -> Iterator[tuple[str, str | None, tuple[int, ...]]]:
-    """(published name, our name or None for a noise strength, published shape) of every parameter."""
+    """(published name, our name, published shape) of every parameter; our name is None for a noise strength."""
     own = {name: tuple(tensor.shape) for name, tensor in layout.state_dict().items()}
 
     def affine(theirs: str, ours: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -302,7 +302,7 @@ def _published_names(layout: CIPSGenerator) -> Iterator[tuple[str, str | None, t
 
 
 def _published_layer(variant: str, index: int) -> str:
-    """The published name of our layer."""
+    """The published name of layer `index`."""
     if variant == "skip":
         return "conv1" if index == 0 else f"linears.{index - 1}"
     return "linears.0" if index == 0 else f"linears.{(index + 1) // 2}.conv{2 - index % 2}"

@@ -1,10 +1,10 @@
-"""The checkpoints of a run folder: which is the newest, and the newest that can be used.
+"""Where a run folder keeps its checkpoints, which is the newest, and which is the newest that can be used.
 
     checkpoints/step-000000100.safetensors   a checkpoint, named by its step
     checkpoints/latest                       the name of the newest one
 
-`latest` may name an older checkpoint, for a user who wants to go back. A checkpoint that was written after `latest` was
-written is newer all the same: then the writer was stopped between the two files.
+A user who wants to go back writes the name of an older checkpoint into `latest`. If a checkpoint is newer than the file
+`latest`, the run was stopped after it wrote the checkpoint and before it wrote `latest`; then the checkpoint counts.
 """
 
 import codecs
@@ -16,9 +16,23 @@ from typing import TypeVar
 from .files.untrusted import CheckpointError
 
 NAME = re.compile(r"step-([0-9]+)\.safetensors")
-LATEST = "latest"
 Content = TypeVar("Content")
-PassedOver = list[tuple[Path, str]]
+PassedOver = list[tuple[Path, str]]  # (checkpoint, why it cannot be used)
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return Path(run) / "checkpoints"
+
+
+def latest_file(run: str | Path) -> Path:
+    """The file that holds the name of a run's newest checkpoint."""
+    return checkpoint_folder(run) / "latest"
+
+
+def checkpoint_file(run: str | Path, step: int) -> Path:
+    """The file of a run's checkpoint of a step."""
+    return checkpoint_folder(run) / f"step-{step:09d}.safetensors"
 
 
 def step_of(path: Path) -> int | None:
@@ -29,7 +43,7 @@ def step_of(path: Path) -> int | None:
 
 def by_step(folder: str | Path) -> list[Path]:
     """All files named as checkpoints in a run folder, the highest step first."""
-    found = [path for path in (Path(folder) / "checkpoints").glob("step-*") if step_of(path) is not None]
+    found = [path for path in checkpoint_folder(folder).glob("step-*") if step_of(path) is not None]
     return sorted(found, key=lambda path: (step_of(path), path.name), reverse=True)
 
 
@@ -37,7 +51,7 @@ def candidates(folder: str | Path) -> list[Path]:
     """The checkpoints of a run folder in the order in which they should be tried.
 
     The one that `latest` names comes first, then all others, the highest step first. If `latest` cannot be used, or a
-    checkpoint of a higher step was written after it, all come by step.
+    checkpoint of a higher step was written after it, all are in the order of their steps, the highest first.
 
     Raises:
         PermissionError: `latest` may not be read.
@@ -50,17 +64,18 @@ def open_newest(folder: str | Path, read: Callable[[Path], Content]) -> tuple[Pa
 
     Args:
         folder: the run folder.
-        read: reads one checkpoint; raises ValueError or OSError if it is damaged. A PermissionError is no damage.
+        read: reads one checkpoint; raises ValueError or OSError if it is damaged. A PermissionError does not count as
+            damage.
 
     Returns:
         The checkpoint's path, what `read` returned, and what was passed over: (path, reason) of every checkpoint that
-        comes earlier, and of `latest` if it is missing or damaged. Path and reason together are a clause, such as
-        "step-000000100.safetensors is damaged (…)".
+        was tried before, and of `latest` if it is missing or damaged. The file's name and the reason make a clause,
+        such as "step-000000100.safetensors is damaged (…)".
 
     Raises:
         FileNotFoundError: the folder has no checkpoints.
-        ValueError: the folder has checkpoints, but not one is sound; the message names them with the reasons.
-        PermissionError: a file that comes first may not be read.
+        ValueError: the folder has checkpoints, but none is sound; the message names them with the reasons.
+        PermissionError: the user may not read a file that has to be tried before a sound one is found.
     """
     paths, passed_over = _candidates(folder)
     if not paths:
@@ -85,7 +100,8 @@ def reason(path: Path, error: Exception) -> str:
 
 
 def _candidates(folder: str | Path) -> tuple[list[Path], PassedOver]:
-    paths, latest = by_step(folder), Path(folder) / "checkpoints" / LATEST
+    paths = by_step(folder)
+    latest = latest_file(folder)
     try:
         named = latest.with_name(_text(latest.read_bytes()))
         written = latest.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""From seeds to picture files: what the commands do, for programs."""
+"""Latents of seeds, and colours as picture files: what the commands do, for use in programs."""
 
 import math
 import operator
@@ -18,19 +18,19 @@ LARGEST_SEED = 2**64 - 1
 
 
 def latents(seeds: int | Sequence[int], generator: CIPSGenerator | int) -> Tensor:
-    """Latents z ~ N(0, 1) of seeds: a seed gives the same one alone and among others, on every device.
+    """Latents z ~ N(0, 1) of seeds. A seed gives the same latent alone, among others, and on every device.
 
-    They are those of `--seeds` of the commands.
+    The option `--seeds` of the commands gives the same latents.
 
     Args:
         seeds: one or more whole numbers, each 0 to 2**64 - 1.
-        generator: what they are for, or its `style_features` S.
+        generator: the generator that the latents are for, or its number `style_features` S.
 
     Returns:
-        [N, S], of PyTorch's default dtype, on the generator's device: an argument for it and for its `mapping`.
+        [N, S], of PyTorch's default dtype, on the generator's device: an argument for the generator and its `mapping`.
 
     Raises:
-        ValueError: a seed, or a number of features, that is none.
+        ValueError: a seed or the number of features is out of range or not a whole number.
     """
     of_generator = isinstance(generator, CIPSGenerator)
     features = generator.style_features if of_generator else generator
@@ -45,12 +45,13 @@ def save_image(path: str | Path, rgb: Tensor) -> None:
     """Write colours as a picture of 8 bits a channel: PNG, JPEG, WebP or TIFF by the path's ending.
 
     Args:
-        path: of the file; it is written whole or not at all.
-        rgb: floating, nominally in [-1, 1]; what lies beyond is clipped. [3, H, W], or [B, 3, H, W] for B images in a
-            grid that is nearly square, row by row.
+        path: the file; it is written whole or not at all.
+        rgb: floating-point, nominally in [-1, 1], and clipped beyond that range. [3, H, W], or [B, 3, H, W] for B
+            images in a grid that is nearly square, row by row.
 
     Raises:
-        ValueError: another ending or shape, colours that are not finite, or a picture that the format cannot hold.
+        ValueError: the ending or the shape is another one, colours are not finite, or the format cannot hold the
+            picture.
         OSError: the file cannot be written.
     """
     if not isinstance(path, str | os.PathLike):
@@ -66,7 +67,7 @@ def save_image(path: str | Path, rgb: Tensor) -> None:
 
 
 def _whole(seeds: int | Sequence[int]) -> list[int]:
-    """The seeds as Python's whole numbers."""
+    """The seeds as a list of int; ValueError unless they are whole numbers in range."""
     try:
         numbers = list(map(operator.index, seeds)) if hasattr(seeds, "__iter__") else [operator.index(seeds)]
     except TypeError:

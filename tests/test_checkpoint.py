@@ -164,8 +164,8 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     [
         (b"", "is empty"),
         (b"# A text\n\nof several lines", "is not a checkpoint"),
-        (header({}, length=2**63) + b"{" * 100, "is damaged (its header is of 9223372036854775808 bytes"),
-        (header({}, length=50), "is damaged (its header is of 50 bytes, must be in 2)"),
+        (header({}, length=2**63) + b"{" * 100, "is damaged (its header has 9223372036854775808 bytes"),
+        (header({}, length=50), "is damaged (its header has 50 bytes, must have at most 2)"),
         (header({"a": F32 | {"dtype": "F99"}}) + bytes(8), "is damaged"),
         (header({"a": F32 | {"data_offsets": [0, 80]}}) + bytes(8), "is damaged"),
         (header({"a": F32 | {"data_offsets": [8, 0]}}) + bytes(8), "is damaged"),
@@ -192,7 +192,7 @@ def test_a_header_too_long_to_be_read_quickly(tmp_path):
     with open(path, "wb") as file:
         file.write((1 << 30).to_bytes(8, "little") + b"{")
         file.truncate(1 << 31)  # sparse: no disk is taken
-    assert "is damaged (its header is of 1073741824 bytes, must be at most" in refusal(path)
+    assert "is damaged (its header has 1073741824 bytes, must have at most" in refusal(path)
 
 
 def test_every_flipped_byte_is_found(generator, tmp_path):

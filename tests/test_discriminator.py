@@ -228,15 +228,13 @@ def test_published_widths():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 24}, "^size: got 24, must be a power of two, at least 4$"),
-        ({"size": 8, "channels": [4]}, r"^channels: got \[4\], must be 2 positive widths, one for each of \[8, 4\]$"),
-        ({"size": 8, "channel_base": 4}, r"^channels: got \[0, 1\], must be 2 positive widths"),
-        (
-            {"size": 8, "input_channels": 0},
-            "^input_channels, first_layers: got 0 and 0, must be at least 1 and at least 0$",
-        ),
+        ({"size": 24}, "size: got 24, must be a power of two, at least 4"),
+        ({"size": 8, "channels": [4]}, r"channels: got \[4\], must be 2 positive widths, one for each of \[8, 4\]"),
+        ({"size": 8, "channel_base": 4}, "positive widths"),
+        ({"size": 8, "input_channels": 0}, "input_channels: got 0, must be at least 1"),
+        ({"size": 8, "first_layers": -1}, "first_layers: got -1, must be at least 0"),
     ],
-    ids=["size", "count", "width", "inputs"],
+    ids=["size", "count", "width", "inputs", "layers"],
 )
 def test_refuses_options(options, message):
     with pytest.raises(ValueError, match=message):
@@ -245,7 +243,7 @@ def test_refuses_options(options, message):
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 4), (2, 5, 8, 8), (3, 8, 8), (0, 3, 8, 8)], ids=str)
 def test_refuses_input(shape):
-    with pytest.raises(ValueError, match=r"^x: got shape .*, must be \[B, 3, 8, 8\] with B > 0$"):
+    with pytest.raises(ValueError, match=r"x: got shape .*, must be \[B, 3, 8, 8\]"):
         Discriminator(8, channels=[2, 2])(torch.zeros(shape))
 
 

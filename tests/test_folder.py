@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cips_fast.files.images import decode_image
 from cips_fast.train.data import folder, images
 from cips_fast.train.data.images import DataError
 from cips_fast.train.data.landscapes import LandscapeSource
@@ -237,8 +239,24 @@ def test_zip_and_folder_agree(data):
 def counted(monkeypatch):
     """A list that grows by one with each image decoded."""
     calls = []
-    monkeypatch.setattr(folder, "decode_image", lambda *given: calls.append(1) or images.decode_image(*given))
+    monkeypatch.setattr(folder, "decode_image", lambda *given: calls.append(1) or decode_image(*given))
     return calls
+
+
+def test_temporary_files_of_killed_processes_are_removed_from_the_cache(data, cache):
+    save(data / "a.png")
+    folders = cache / "folders"
+    folders.mkdir(parents=True)
+    old = [folders / ".99-0123abcd.partial", folders / "a.npy.7-a.tmp"]
+    young, other = folders / ".98-0123abcd.partial", folders / "b.npy"
+    for file in (*old, young, other):
+        file.touch()
+    for file in (*old, other):
+        os.utime(file, (time.time() - 2 * folder.STALE_SECONDS,) * 2)
+    open_source(str(data), R)
+    assert not any(file.exists() for file in old)
+    assert young.exists()
+    assert other.exists()
 
 
 def test_the_cache_saves_decoding_until_files_change(data, monkeypatch):

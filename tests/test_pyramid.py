@@ -308,6 +308,14 @@ def test_a_folder_without_tiles_protects_nothing(path, folder, uninterrupted):
     assert not folder.exists()
 
 
+def test_what_a_killed_writer_left_beside_the_tiles_is_removed(path, folder, uninterrupted):
+    folder.mkdir()
+    (folder / ".99-0123abcd.partial").write_text("half a key")
+    make(path, Renderer())
+    assert path.read_bytes() == uninterrupted
+    assert not folder.exists()
+
+
 def test_a_new_beginning_that_fails_is_not_taken_for_the_old_one(path, folder, uninterrupted, monkeypatch):
     with pytest.raises(RuntimeError, match="no more"):
         make(path, Renderer(most=7))
@@ -319,7 +327,7 @@ def test_a_new_beginning_that_fails_is_not_taken_for_the_old_one(path, folder, u
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(json, "dump", refuse)
+        patch.setattr(partial_tiff, "write_whole", refuse)
         with pytest.raises(OSError, match="Input/output error"):
             make(path, Renderer())
     make(path, Renderer())
@@ -358,7 +366,7 @@ def test_a_full_disk_keeps_what_is_stored(path, folder, uninterrupted, disk, wor
     with pytest.raises(OSError, match=r"path: .* cannot be written in .*: No space left on device; ") as caught:
         make(path, Renderer(), workers=workers, progress=lambda *counts: stored.append(counts))
     assert caught.value.errno == errno.ENOSPC
-    for part in (str(path), str(folder), "9 of 29 tiles are stored there", "the same call goes on from them"):
+    for part in (str(path), str(folder), "9 of 29 tiles are stored there", "repeat the same call to continue"):
         assert part in str(caught.value)
     assert stored[-1] == (8, TILES)
     assert not path.exists()
@@ -468,7 +476,7 @@ import numpy as np
 # The package without what it imports, PyTorch above all, which takes more memory than there is to measure.
 package = sys.modules["cips_fast"] = types.ModuleType("cips_fast")
 package.__path__ = [sys.argv[1]]
-from cips_fast import pyramid
+from cips_fast.files import pyramid
 
 block = np.zeros((512, 512, 3), np.uint8)
 block[:48] = np.random.default_rng(0).integers(0, 256, (48, 512, 3))

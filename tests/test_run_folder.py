@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
+from cips_fast.train import loop, session
 from cips_fast.train import run_folder as module
-from cips_fast.train import session
 from cips_fast.train.config import OptionError
 from cips_fast.train.failure import RunFailure
 from cips_fast.train.run_folder import RunFolder
@@ -38,6 +38,20 @@ def no_space(*args):
 def test_the_last_step_is_always_logged_once(tmp_path, log_every):
     train(tmp_path / "run", kimg=0.006, log_every=log_every)
     assert [record["step"] for record in records(tmp_path / "run")] == ([1, 2, 3] if log_every == 1 else [3])
+
+
+def test_further_loggers_get_the_same_records(tmp_path, monkeypatch):
+    got = []
+
+    class WithLogger(session.Session):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.loggers.append(got.append)
+
+    monkeypatch.setattr(loop, "Session", WithLogger)
+    train(tmp_path / "run", kimg=0.006, log_every=1)
+    assert len(got) == 3
+    assert got == records(tmp_path / "run")
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):

@@ -366,7 +366,7 @@ def test_presets_follow_the_device_and_the_command_line():
 
 @needs_landscapes
 def test_landscapes_are_drawn_before_and_beside_the_training(tmp_path, cache, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "FIRST_POOL", 12)
+    monkeypatch.setattr(loop, "FIRST_POOL_IMAGES", 12)
     arguments = [
         "--res",
         "16",

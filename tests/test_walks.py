@@ -1,11 +1,11 @@
-"""Walks through latents, camera moves and style-mixing matrices."""
+"""Walks through latents, camera moves and style-mixing grids."""
 
 import math
 
 import pytest
 import torch
 
-from cips_fast import CIPSGenerator, grids, walks
+from cips_fast import CIPSGenerator, camera, grids, walks
 from cips_fast.grids import WHOLE
 
 ALL = pytest.mark.parametrize("kind", walks.KINDS)
@@ -122,8 +122,8 @@ def test_keys_and_frames_that_make_no_walk_are_refused(keys, options, message):
 
 
 def test_a_zoom_goes_on_at_one_speed_towards_one_point():
-    start, end = (-1.0, -0.5, 1.0, 0.5), walks.magnified((-1.0, -0.5, 1.0, 0.5), 64, (0.3, -0.2))
-    regions = walks.zoom(start, end, 97)
+    start, end = (-1.0, -0.5, 1.0, 0.5), camera.magnified((-1.0, -0.5, 1.0, 0.5), 64, (0.3, -0.2))
+    regions = camera.zoom(start, end, 97)
     assert regions[0] == start
     assert regions[-1] == end
     region = torch.tensor(regions, dtype=torch.float64)
@@ -136,26 +136,26 @@ def test_a_zoom_goes_on_at_one_speed_towards_one_point():
 
 def test_a_zoom_renders_what_a_magnified_region_shows():
     """Halfway through a fourfold zoom to the middle is a twofold one."""
-    halfway = walks.zoom(WHOLE, walks.magnified(WHOLE, 4, (0.0, 0.0)), 3)[1]
+    halfway = camera.zoom(WHOLE, camera.magnified(WHOLE, 4, (0.0, 0.0)), 3)[1]
     assert torch.equal(grids.plane(3, 5, halfway), grids.plane(3, 5) / 2)
 
 
 def test_a_pan_moves_at_equal_steps():
-    assert walks.pan((0.0, 0.0, 1.0, 2.0), (2.0, -1.0), 5) == [
+    assert camera.pan((0.0, 0.0, 1.0, 2.0), (2.0, -1.0), 5) == [
         (s, -s / 2, 1 + s, 2 - s / 2) for s in (0.0, 0.5, 1.0, 1.5, 2.0)
     ]
-    assert walks.pan(WHOLE, (2.0, 0.0), 4, closed=True) == [(s - 1, -1, s + 1, 1) for s in (0.0, 0.5, 1.0, 1.5)]
+    assert camera.pan(WHOLE, (2.0, 0.0), 4, closed=True) == [(s - 1, -1, s + 1, 1) for s in (0.0, 0.5, 1.0, 1.5)]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: walks.zoom((0, 0, 1, 1), (0, 0, 0, 1), 3), r"end: got \(0, 0, 0, 1\), must be .*x0 != x1"),
-        (lambda: walks.zoom((0, 0, 1, 1), (1, 0, 0, 1), 3), r"end: got \(1, 0, 0, 1\), which is mirrored"),
-        (lambda: walks.zoom((0, 0, math.inf, 1), (0, 0, 1, 1), 3), "start: got"),
-        (lambda: walks.zoom((0, 0, 1, math.nan), (0, 0, 1, 1), 3), "start: got"),
-        (lambda: walks.pan((0, 0, 1, 1), (1, 1), 1), "frames: got 1"),
-        (lambda: walks.magnified((0, 0, 1, 1), 0, (0, 0)), "factor: got 0, must be a positive number"),
+        (lambda: camera.zoom((0, 0, 1, 1), (0, 0, 0, 1), 3), r"end: got \(0, 0, 0, 1\), must be .*x0 != x1"),
+        (lambda: camera.zoom((0, 0, 1, 1), (1, 0, 0, 1), 3), r"end: got \(1, 0, 0, 1\), which is mirrored"),
+        (lambda: camera.zoom((0, 0, math.inf, 1), (0, 0, 1, 1), 3), "start: got"),
+        (lambda: camera.zoom((0, 0, 1, math.nan), (0, 0, 1, 1), 3), "start: got"),
+        (lambda: camera.pan((0, 0, 1, 1), (1, 1), 1), "frames: got 1"),
+        (lambda: camera.magnified((0, 0, 1, 1), 0, (0, 0)), "factor: got 0, must be a positive number"),
     ],
 )
 def test_camera_moves_that_lead_nowhere_are_refused(call, message):
@@ -169,19 +169,21 @@ def small_generator():
 
 
 @torch.no_grad()
-def test_a_mixing_matrix_takes_early_layers_of_rows_and_late_ones_of_columns():
+def test_a_style_mixing_grid_takes_early_layers_of_rows_and_late_ones_of_columns():
     generator = small_generator()
     w = generator.mapping(torch.randn(5, 32))
     rows, columns = w[:2], w[2:]
-    matrix = walks.mixing(generator, rows, columns, crossover=4)
+    matrix = walks.style_mixing_grid(generator, rows, columns, crossover=4)
     assert matrix.shape == (2, 3, generator.num_layers, 32)
     for row in range(2):
         for column in range(3):
             assert torch.equal(matrix[row, column, :4], rows[row].expand(4, -1))
             assert torch.equal(matrix[row, column, 4:], columns[column].expand(generator.num_layers - 4, -1))
-    # At its ends the matrix holds the sources themselves.
+    # At its ends the grid holds the sources themselves.
     grid = generator.native_grid()[None]
-    ends = [walks.mixing(generator, rows, columns, crossover)[1, 2:] for crossover in (generator.num_layers, 0)]
+    ends = [
+        walks.style_mixing_grid(generator, rows, columns, crossover)[1, 2:] for crossover in (generator.num_layers, 0)
+    ]
     for mixed, source in zip(ends, (rows[1:], columns[2:]), strict=True):
         torch.testing.assert_close(generator.synthesis(mixed, grid), generator.synthesis(source, grid))
 
@@ -196,4 +198,4 @@ def test_a_mixing_matrix_takes_early_layers_of_rows_and_late_ones_of_columns():
 )
 def test_sources_that_do_not_mix_are_refused(rows, columns, crossover, message):
     with pytest.raises(ValueError, match=message):
-        walks.mixing(small_generator(), rows, columns, crossover)
+        walks.style_mixing_grid(small_generator(), rows, columns, crossover)

@@ -1,7 +1,7 @@
 """StyleGAN2's residual discriminator in plain PyTorch, differentiable twice (Karras et al. 2019, arXiv 1912.04958).
 
-Inside, activations lie channels-last and constant gains are folded into the weights, since lrelu(a·v) = a·lrelu(v)
-for a > 0: one pass over the pixels less for each √2 of an activation and each 1/√2 of a residual sum.
+Inside, activations are channels-last, and constant gains are folded into the weights, since lrelu(a·v) = a·lrelu(v)
+for a > 0. This saves a pass over the pixels for each √2 of an activation and each 1/√2 of a residual sum.
 """
 
 import math
@@ -18,8 +18,8 @@ LRELU_GAIN = math.sqrt(2)
 BLUR_TAPS = (0.125, 0.375, 0.375, 0.125)
 STDDEV_GROUP = 4
 
-# Two products with an n × n band matrix beat every other way to blur up to here, and lose to a stretched kernel above:
-# their cost per pixel grows with n.
+# Side of an image, in pixels, up to which two products with an n × n band matrix are the fastest blur. Their cost per
+# pixel grows with n, so a stretched kernel is faster for larger images.
 BANDED_MAX_SIZE = 128
 
 
@@ -47,7 +47,7 @@ def _lrelu(x: Tensor) -> Tensor:
     return F.leaky_relu(x, LRELU_SLOPE)
 
 
-def _autocast_off(x: Tensor) -> torch.autocast:
+def _without_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -95,8 +95,9 @@ class EqualLinear(_Equalized):
 class BlurDownConv2d(_Equalized):
     """Blur, then a k×k convolution of stride 2: x [B, I, n, n] -> [B, O, n/2, n/2], n even and k = 1 or 3.
 
-    The zero padding, (k + 1)/2 on every side, comes before the blur. Small maps are blurred by band matrices, for k = 1
-    only where the stride lands; for large ones the blur is convolved into the kernel, which is the same map.
+    The zero padding, (k + 1)/2 on every side, comes before the blur. Small images are blurred by band matrices; for
+    k = 1 only the pixels that the stride selects are computed. For large images the blur is convolved into the kernel,
+    which gives the same result.
     """
 
     def __init__(
@@ -121,15 +122,15 @@ class BlurDownConv2d(_Equalized):
         return F.conv2d(x, self.stretched_weight(), self.scaled_bias(), stride=2, padding=self.padding)
 
     def stretched_weight(self) -> Tensor:
-        """The kernel with the blur convolved into it, [O, I, k + 3, k + 3]; rounded once, by the convolution."""
-        with _autocast_off(self.weight):
+        """The kernel with the blur convolved into it, [O, I, k + 3, k + 3]; only the convolution rounds it."""
+        with _without_autocast(self.weight):
             stretched = self.scaled_weight().flatten(2) @ self.blur.T
         side = self.weight.shape[-1] + len(BLUR_TAPS) - 1
         return stretched.view(*self.weight.shape[:2], side, side)
 
 
 class ResidualBlock(nn.Module):
-    """(lrelu(conv2(lrelu(conv1(x)))) + skip(x))/√2, where conv2 and skip halve: [B, I, n, n] -> [B, O, n/2, n/2]."""
+    """(lrelu(conv2(lrelu(conv1(x)))) + skip(x))/√2; conv2 and skip halve n: [B, I, n, n] -> [B, O, n/2, n/2]."""
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
         super().__init__()
@@ -152,7 +153,7 @@ def minibatch_stddev(x: Tensor) -> Tensor:
     batch, _, height, width = x.shape
     group = next(g for g in range(min(STDDEV_GROUP, batch), 0, -1) if batch % g == 0)
     members = _at_least_float32(x).unflatten(0, (group, batch // group))  # [group, B/group, C, H, W]
-    variance = (members - members.mean(0)).square().mean(0)  # `var` over a dimension so short is slow on a CPU
+    variance = (members - members.mean(0)).square().mean(0)  # on a CPU, `var` over so short a dimension is slow
     deviation = (variance + 1e-8).sqrt().mean((1, 2, 3))  # [B/group]
     channel = deviation.repeat(group).view(batch, 1, 1, 1).expand(batch, 1, height, width)
     return torch.cat([x, channel.to(x.dtype)], 1)
@@ -162,8 +163,8 @@ class Discriminator(nn.Module):
     """StyleGAN2's residual discriminator: images to logits.
 
     x -> 1×1 conv -> `first_layers` 3×3 convs -> residual blocks down to 4×4 -> minibatch stddev -> 3×3 conv -> two
-    linear layers; lrelu(0.2)·√2 after each convolution but the skips' and after the first linear layer (Karras et al.
-    2019, arXiv 1912.04958, section 4.1).
+    linear layers. lrelu(0.2)·√2 follows each convolution, except those of the skips, and the first linear layer (Karras
+    et al. 2019, arXiv 1912.04958, section 4.1).
 
     Args:
         size: side of the square input in pixels, a power of two, at least 4.
@@ -173,7 +174,7 @@ class Discriminator(nn.Module):
         first_layers: extra 3×3 convolutions at full size.
 
     Raises:
-        ValueError: if size is no such power of two, or a width or count does not fit.
+        ValueError: size is not such a power of two, or a width or count is out of range.
     """
 
     def __init__(
@@ -192,14 +193,12 @@ class Discriminator(nn.Module):
         sizes = [size >> k for k in range(size.bit_length() - 2)]  # size, size/2, ..., 4
         widths = [min(max_channels, channel_base // n) for n in sizes] if channels is None else list(channels)
         if len(widths) != len(sizes) or min(widths) < 1:
-            raise ArgumentError(
-                "channels", f"got {widths}, must be {len(sizes)} positive widths, one for each of {sizes}"
-            )
-        if input_channels < 1 or first_layers < 0:
-            raise ArgumentError(
-                "input_channels, first_layers",
-                f"got {input_channels} and {first_layers}, must be at least 1 and at least 0",
-            )
+            wanted = f"{len(sizes)} positive widths, one for each of {sizes}"
+            raise ArgumentError("channels", f"got {widths}, must be {wanted}")
+        if input_channels < 1:
+            raise ArgumentError("input_channels", f"got {input_channels}, must be at least 1")
+        if first_layers < 0:
+            raise ArgumentError("first_layers", f"got {first_layers}, must be at least 0")
         self.size = size
         self.channels = tuple(widths)
         self.input_channels = input_channels
@@ -211,7 +210,7 @@ class Discriminator(nn.Module):
         self.logit = EqualLinear(widths[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch; under autocast the stddev statistics and the linear layers stay float32.
+        """Logits of a batch. Under autocast, the stddev statistics and the linear layers stay in float32.
 
         Args:
             x: [B, input_channels, size, size], values in [-1, 1], in any memory format.
@@ -220,7 +219,7 @@ class Discriminator(nn.Module):
             [B, 1]; float32 under autocast, the parameters' dtype otherwise.
 
         Raises:
-            ValueError: if x has another shape or is empty.
+            ValueError: x has another shape or is empty.
         """
         expected = (self.input_channels, self.size, self.size)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected or not len(x):
@@ -232,5 +231,5 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = _lrelu(self.final_conv(minibatch_stddev(x)))
-        with _autocast_off(x):
+        with _without_autocast(x):
             return self.logit(_lrelu(self.hidden(x.flatten(1).to(self.hidden.weight.dtype))))

@@ -1,10 +1,10 @@
-"""What ends a run against the user's will."""
+"""The error that ends a run although the user did not stop it."""
 
 FAILED, DIVERGED = 2, 3  # exit statuses; 2 is also that of bad input
 
 
 class RunFailure(Exception):
-    """The run cannot go on; the message is one line for the user.
+    """The run cannot continue; the message is one line for the user.
 
     Attributes:
         status: the exit status.

@@ -1,4 +1,4 @@
-"""A whole run: it is resumed or begun, its images are drawn, it trains, and it says how it ended."""
+"""A whole run: start or resume it, draw its images, train, and report how it ended."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ from .session import Session, total_steps
 from .signals import Abandoned, StopRequest
 from .trainer import Trainer
 
-FIRST_POOL = 256
+FIRST_POOL_IMAGES = 256  # drawn before training starts
 STOPPING = "stopping: what is trained is being saved; a second signal ends the run at once"
 
 
@@ -33,9 +33,9 @@ def run(options: Options, folder: RunFolder, source: ImageSource) -> int:
         0 if the run is as long as `options.kimg` asks; 128 + the signal's number if one stopped it, as a shell counts.
 
     Raises:
-        OptionError: the folder is in use, cannot be written, or has only checkpoints that are damaged.
-        DataError: an image cannot be read any more.
-        RunFailure: a checkpoint cannot be written, the memory is too small, or a number is not finite.
+        OptionError: the folder is in use, cannot be written, or has only damaged checkpoints.
+        DataError: an image can no longer be read.
+        RunFailure: a checkpoint cannot be written, there is too little memory, or a number is not finite.
     """
     session = None
     with StopRequest(lambda: say_in_handler(STOPPING)).listening() as stop:
@@ -43,7 +43,7 @@ def run(options: Options, folder: RunFolder, source: ImageSource) -> int:
             trainer = Trainer(options)
             with folder.locked():
                 folder.check(options)
-                clock = _take_up(trainer, folder)
+                clock = _load_newest(trainer, folder)
                 if clock is None:
                     say(f"the run in {folder.path} already has {trainer.images_seen / 1000:g} kimg; nothing to do")
                     return 0
@@ -64,8 +64,8 @@ def run(options: Options, folder: RunFolder, source: ImageSource) -> int:
     return 128 + stop.signal
 
 
-def _take_up(trainer: Trainer, folder: RunFolder) -> Clock | None:
-    """Load the newest sound checkpoint and open the folder. None if no step is left to do; then nothing is changed."""
+def _load_newest(trainer: Trainer, folder: RunFolder) -> Clock | None:
+    """Load the newest sound checkpoint and open the folder. None, and nothing is changed, if no step is left."""
     found = find(folder, trainer.check_state)
     if found:
         trainer.load_state(*found.state)
@@ -90,22 +90,22 @@ def _patches(options: Options, source: ImageSource) -> Patches:
         options.stride_shares,
         options.mirror,
         options.seed,
-        first_pool=FIRST_POOL if _is_drawn(source) else 0,
+        first_pool=FIRST_POOL_IMAGES if _is_drawn(source) else 0,
     )
 
 
 def _is_drawn(source: ImageSource) -> bool:
-    """Whether images are drawn when they are needed, or before."""
+    """Whether the source draws its images, which are then drawn before they are needed."""
     return hasattr(source, "prepare")
 
 
 @contextmanager
 def drawing_ahead(source: ImageSource, stop: StopRequest) -> Iterator[None]:
-    """Draw what the cache lacks: the first images while the user waits, the others beside the training."""
+    """Draw the images that the cache lacks: the first ones while the user waits, the others during training."""
     if not _is_drawn(source):
         yield
         return
-    first = sum(not source.is_cached(index) for index in range(min(FIRST_POOL, len(source))))
+    first = sum(not source.is_cached(index) for index in range(min(FIRST_POOL_IMAGES, len(source))))
     drawing = source.prepare(range(len(source)), workers=os.cpu_count() or 1)
     if drawing.total:
         begin = f"after {first}" if first else "at once"

@@ -22,12 +22,12 @@ def gradient_penalty(real_logits: Tensor, images: Tensor) -> Tensor:
 
 
 def ema_decay(batch: int, images_seen: int, half_life: float, ramp_up: float) -> float:
-    """Decay of one step of a moving average whose half-life is counted in images.
+    """Decay of a moving average in one step; its half-life is counted in images.
 
     Args:
         batch: images a step.
         images_seen: images so far.
-        half_life: images after which a weight counts half.
+        half_life: number of images after which a weight counts half as much.
         ramp_up: the half-life is at most this share of the images seen, so that early weights are soon forgotten.
 
     Returns:
@@ -39,7 +39,7 @@ def ema_decay(batch: int, images_seen: int, half_life: float, ramp_up: float) ->
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average ← decay·average + (1 - decay)·model for parameters; buffers are copied."""
+    """average ← decay·average + (1 - decay)·model for all trained parameters; buffers are copied."""
     pairs = [(a, m) for a, m in zip(average.parameters(), model.parameters(), strict=True) if m.requires_grad]
     torch._foreach_lerp_([a for a, _ in pairs], [m for _, m in pairs], 1 - decay)
     for a, m in zip(average.buffers(), model.buffers(), strict=True):

@@ -1,4 +1,4 @@
-"""Memory: how much a run has used, and how much there is for it."""
+"""How much memory a run has used, and how much it may use."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
-    """Highest memory so far: the device's, or this process's own on a CPU; None where the system does not tell."""
+    """Highest memory use so far, of the device, or of this process on a CPU; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -23,7 +23,7 @@ def peak_memory_mib(device: torch.device) -> float | None:
 
 
 def memory_bytes(device: str) -> int | None:
-    """The device's memory: a GPU's own, or what this process may use of the machine's; None where nothing tells."""
+    """The memory of a GPU, or what this process may use of the machine's memory; None if the system does not say."""
     kind = torch.device(device)
     if kind.type == "cuda":
         return torch.cuda.get_device_properties(kind).total_memory
@@ -36,7 +36,7 @@ def memory_bytes(device: str) -> int | None:
 def _physical() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems may not know the names
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf; other systems may not know the names
         return None
 
 
@@ -50,6 +50,6 @@ def _of_process() -> int | None:
 
 
 def _of_container(file: str) -> int | None:
-    with contextlib.suppress(OSError, ValueError):  # no such file, or the word max
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it holds the word max
         return int(Path(file).read_text())
     return None

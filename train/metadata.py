@@ -1,4 +1,4 @@
-"""The metadata of a training checkpoint: text in the file, checked before it is used."""
+"""The metadata of a training checkpoint: texts in the file, which are checked before they are used."""
 
 import json
 import math
@@ -10,16 +10,16 @@ NAMES = ("cips_fast", "step", "last_r1", "scalers", "seconds")
 
 
 def check_metadata(metadata: Mapping[str, str], scalers: Mapping[str, dict]) -> None:
-    """Raise ValueError, in one line, unless all is there and of the right type.
+    """Raise ValueError with a message of one line unless all entries are there and of the right type.
 
     Args:
-        metadata: cips_fast, the generator's configuration in JSON; step, a whole number; last_r1 and seconds, numbers;
-            scalers, the loss scalers' states in JSON.
-        scalers: states of the run's own loss scalers, empty ones where nothing is scaled.
+        metadata: cips_fast, the generator's configuration as JSON; step, a whole number; last_r1 and seconds, numbers;
+            scalers, the states of the loss scalers as JSON.
+        scalers: states of this run's loss scalers; empty for those that do not scale.
     """
     if missing := [name for name in NAMES if name not in metadata]:
         raise ValueError(f"is damaged (it lacks {missing[0]!r})")
-    # A damaged name of the checksum would otherwise pass for a file without one.
+    # Otherwise a file whose checksum entry has a damaged name would count as a file without a checksum.
     if unknown := metadata.keys() - {*NAMES, CHECKSUM}:
         raise ValueError(f"is damaged (it has an unknown entry {min(unknown)!r})")
     step_in(metadata)
@@ -27,7 +27,7 @@ def check_metadata(metadata: Mapping[str, str], scalers: Mapping[str, dict]) -> 
         if not _is_number(_parsed(metadata, name, float)):
             raise ValueError(f"is damaged ({name} is {metadata[name]!r}, must be a number)")
     if not isinstance(_parsed(metadata, "cips_fast", json.loads), dict):
-        raise ValueError("is damaged (cips_fast is no configuration)")
+        raise ValueError("is damaged (cips_fast is not a configuration)")
     held = _parsed(metadata, "scalers", json.loads)
     if not isinstance(held, dict) or held.keys() != scalers.keys():
         raise ValueError(f"is damaged (scalers must be those of {', '.join(scalers)})")
@@ -38,7 +38,7 @@ def check_metadata(metadata: Mapping[str, str], scalers: Mapping[str, dict]) -> 
 
 
 def step_in(metadata: Mapping[str, str]) -> int:
-    """The step of a checkpoint; ValueError if there is none."""
+    """The step of a checkpoint; ValueError if it is not a whole number."""
     text = metadata.get("step", "")
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"is damaged (step is {text!r}, must be a whole number)")

@@ -1,4 +1,4 @@
-"""Preview grids: what the averaged generator draws from fixed latents."""
+"""Preview grids: the averaged generator's images of fixed latents."""
 
 from collections.abc import Callable
 
@@ -8,29 +8,29 @@ from PIL import Image
 from cips_fast import CIPSGenerator, render
 from cips_fast.files.pictures import sheet, to_pixels
 
-COUNT = 15
+IMAGES = 15
 COLUMNS = {"plane": 5, "cylinder": 3}
-MAX_SIDE = 256
+MAX_SIDE = 256  # pixels
 
 
 class Previewer:
     """Renders the same latents every time, so that grids of one run can be compared.
 
     Args:
-        res: native resolution; images are rendered at that height, or at 256 if it is larger.
+        res: native resolution; images have this height, at most 256 pixels.
         style_features: S.
         seed: of the latents.
-        dtype: of the layers, float32 without autocast.
+        dtype: dtype of the layers; float32 means no autocast.
     """
 
     def __init__(self, res: int, style_features: int, seed: int, dtype: torch.dtype):
-        self.z = torch.randn(COUNT, style_features, generator=torch.Generator().manual_seed(seed))
+        self.z = torch.randn(IMAGES, style_features, generator=torch.Generator().manual_seed(seed))
         self.side = min(res, MAX_SIDE)
         self.dtype = dtype
 
     @torch.no_grad()
     def render(self, generator: CIPSGenerator, unwanted: Callable[[], bool] = lambda: False) -> Image.Image | None:
-        """The grid, rows × columns of images; None if it became `unwanted`, which is asked before each image."""
+        """A grid of images; None as soon as `unwanted`, which is called before each image, returns True."""
         width = 2 * self.side if generator.geometry == "cylinder" else self.side
         latents = [generator.mapping(z[None])[0] for z in self.z.to(generator.mean_latent.device)]
         images = []

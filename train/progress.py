@@ -1,4 +1,4 @@
-"""What the user sees of a run: a bar on a terminal, lines in a log; its clock and its speed."""
+"""What the user sees of a run, a bar on a terminal or lines in a log file, and how its time and speed are measured."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ BAR = "{percentage:3.0f}% {bar} {kimg} kimg  step {n}  {speed:>6} img/s  {elapse
 
 @dataclass
 class Clock:
-    """Seconds of training, those of earlier parts of the run counted in."""
+    """Seconds of training, including those of earlier sessions of the run."""
 
     earlier: float = 0.0
 
@@ -27,14 +27,14 @@ class Clock:
 
 
 class Schedule:
-    """Says once an interval that it is time."""
+    """Becomes due once an interval."""
 
     def __init__(self, interval: float, first: float):
         self.interval = interval
         self.next = first
 
     def due(self, seconds: float) -> bool:
-        """Whether an appointment has passed since the last call."""
+        """Whether it has become due since the last call."""
         if seconds < self.next:
             return False
         self.next = (seconds // self.interval + 1) * self.interval
@@ -43,14 +43,14 @@ class Schedule:
 
 @dataclass
 class Window:
-    """Images a second since the last reading."""
+    """Measures images a second since the last reading."""
 
     seconds: float
     images: int
     paused: float = 0.0
 
     def pause(self, seconds: float) -> None:
-        """Leave this long out of the next reading."""
+        """Do not count so many seconds in the next reading."""
         self.paused += seconds
 
     def rate(self, seconds: float, images: int) -> float:
@@ -61,7 +61,7 @@ class Window:
 
 
 class ProgressBar(tqdm):
-    """A bar that counts steps and shows kimg, on a terminal; elsewhere it is silent and `plain_line` speaks."""
+    """A bar that counts steps and shows kimg. It shows nothing without a terminal; see `plain_line`."""
 
     def __init__(self, total_steps: int, first: int, batch: int):
         self.batch = batch
@@ -77,7 +77,7 @@ class ProgressBar(tqdm):
 
 
 def plain_line(record: dict[str, float], kimg: float) -> str:
-    """A statistics record for a log file."""
+    """A record of statistics as a line for a log file."""
     left = max(kimg - record["kimg"], 0) * 1000 / max(record["images_per_second"], 1e-9)
     return (
         f"{record['kimg']:9.3f} / {kimg:g} kimg  G {record['g_loss']:6.3f}  D {record['d_loss']:6.3f}  "

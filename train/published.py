@@ -17,17 +17,17 @@ from .discriminator import BLUR_TAPS, Discriminator
 def load_published_discriminator(source: str | Path | Mapping[str, Tensor]) -> Discriminator:
     """The discriminator of a published CIPS or StyleGAN2 checkpoint, in eval mode, on the CPU, in float32.
 
-    Size, widths, input channels and the number of extra first layers are read off the weights' shapes.
+    The shapes of the weights tell the size, the widths, the input channels and the number of extra first layers.
 
     Args:
-        source: a checkpoint file, read with weights_only=True, or a state dict, or a dict that holds one as `d`,
+        source: a checkpoint file, read with weights_only=True; a state dict; or a dict that holds one as `d`,
             `discriminator` or `D`.
 
     Raises:
         FileNotFoundError: no file is there.
         OSError: the file cannot be read.
-        ValueError: the file is damaged, names, shapes or blur kernels do not fit, which the message lists, or a value
-            is not finite.
+        ValueError: the file is damaged; names, shapes or blur kernels do not fit, and the message lists them; or a
+            value is not finite.
     """
     state = published_state(source, ("d", "discriminator", "D"))
     first_layers = _count(state, "convs.{}.0.weight", first=1)
@@ -60,7 +60,7 @@ def load_published_discriminator(source: str | Path | Mapping[str, Tensor]) -> D
 
 
 def _count(state: Mapping[str, Tensor], name: str, first: int) -> int:
-    """How many consecutive numbers from `first` on make the name one that is there."""
+    """How many consecutive numbers, from `first` on, make `name` a name in the state dict."""
     number = first
     while name.format(number) in state:
         number += 1

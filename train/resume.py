@@ -1,4 +1,4 @@
-"""Resuming a run: which checkpoint it continues from, and what happens to the others."""
+"""Resuming a run: find the checkpoint that it continues from, and rename the checkpoints that it does not use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cips_fast.checkpoint import read_tensors
 from cips_fast.console import say, warn
-from cips_fast.run_checkpoints import PassedOver, by_step, open_newest, reason, step_of
+from cips_fast.run_checkpoints import PassedOver, by_step, latest_file, open_newest, reason, step_of
 
 from .config import OptionError
 from .metadata import step_in
@@ -25,7 +25,7 @@ class Found:
     Attributes:
         path: its file.
         state: its tensors and metadata.
-        passed_over: what cannot be used, and why.
+        passed_over: checkpoints that cannot be used, with the reasons, and `latest` if it is missing or damaged.
         superseded: checkpoints of higher steps than the one that the user named in `latest`.
     """
 
@@ -36,11 +36,13 @@ class Found:
 
 
 def find(folder: RunFolder, check: Check) -> Found | None:
-    """The newest sound checkpoint; None if the run has none yet. All are read, so that later only sound ones count.
+    """The newest sound checkpoint; None if the run has no checkpoint yet.
+
+    All older checkpoints are checked as well, so that the run later counts only sound ones among those that it keeps.
 
     Args:
-        folder: the run folder; nothing in it is changed.
-        check: raises ValueError for a state that is not complete.
+        folder: the run folder, which is not changed.
+        check: raises ValueError if a state is not complete.
 
     Raises:
         OptionError: there are checkpoints, but none that can be used.
@@ -56,7 +58,7 @@ def find(folder: RunFolder, check: Check) -> Found | None:
     try:
         path, state, passed_over = open_newest(folder.path, read)
     except FileNotFoundError:
-        if (latest := folder.checkpoints / "latest").exists():
+        if (latest := latest_file(folder.path)).exists():
             raise OptionError(
                 f"--out: {str(latest)!r} is there, but no checkpoint; delete it to start the run from its beginning"
             ) from None
@@ -65,14 +67,14 @@ def find(folder: RunFolder, check: Check) -> Found | None:
         raise OptionError(f"--out: {error}; nothing was changed") from None
     found = Found(path, state, passed_over)
     for other in by_step(folder.path):
-        if other == path or other in [place for place, _ in passed_over]:
+        if other == path or other in [bad for bad, _ in passed_over]:
             continue
         if step_of(other) > step_of(path):
             found.superseded.append(other)
             continue
         try:
             read(other)
-        except PermissionError:  # no damage
+        except PermissionError:  # does not count as damage
             continue
         except (ValueError, OSError) as error:
             passed_over.append((other, reason(other, error)))
@@ -80,7 +82,7 @@ def find(folder: RunFolder, check: Check) -> Found | None:
 
 
 def settle(folder: RunFolder, found: Found) -> None:
-    """Rename what is passed over or superseded, point `latest` at the checkpoint that was found, and say so.
+    """Rename the checkpoints that are passed over or superseded, let `latest` name the one that was found, and say so.
 
     Raises:
         OptionError: the folder cannot be written.
@@ -88,7 +90,8 @@ def settle(folder: RunFolder, found: Found) -> None:
     clauses = []
     try:
         for path, why in found.passed_over:
-            kept = f", kept as {folder.set_aside(path, 'damaged').name}" if step_of(path) is not None else ""
+            is_checkpoint = step_of(path) is not None  # else it is `latest`
+            kept = f", kept as {folder.set_aside(path, 'damaged').name}" if is_checkpoint else ""
             clauses.append(f"{path.name} {why}{kept}")
         aside = [folder.set_aside(path, "superseded").name for path in found.superseded]
         folder.point_at(found.path)

@@ -1,7 +1,8 @@
-"""One uninterrupted stretch of a run: its steps, and what is written on the way."""
+"""One session of a run, from its start or a checkpoint to its end or a signal: the steps and the files they write."""
 
 import errno
 import json
+from collections.abc import Callable, Mapping
 from contextlib import closing
 
 import torch
@@ -22,7 +23,10 @@ from .signals import StopRequest
 from .trainer import StepLosses, Trainer
 
 FIRST_PREVIEW_SECONDS = 40
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# Takes a record of statistics: a step's numbers by name, None for a number that is not known. May raise OSError.
+Logger = Callable[[Mapping[str, float | None]], None]
 
 
 def total_steps(options: Options) -> int:
@@ -31,11 +35,19 @@ def total_steps(options: Options) -> int:
 
 
 class Session:
-    """Trains up to the run's length or a signal. Whatever ends it, what was trained is saved if it is sound."""
+    """Trains until the run has its length or a signal comes. Whatever ends the session, a sound state is saved.
+
+    Attributes:
+        loggers: called with the statistics of every `log_every`-th step.
+    """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, clock: Clock, stop: StopRequest):
         options = trainer.options
-        self.trainer, self.folder, self.clock, self.stop = trainer, folder, clock, stop
+        self.trainer = trainer
+        self.folder = folder
+        self.clock = clock
+        self.stop = stop
+        self.loggers: list[Logger] = [folder.log]
         self.total_steps = total_steps(options)
         self.previewer = Previewer(options.res, options.style_features, options.seed, PRECISIONS[options.precision])
         interval = options.preview_minutes * 60
@@ -49,7 +61,7 @@ class Session:
         self.warned: set[str] = set()
 
     def train(self, patches: Patches) -> None:
-        """All steps that are left; then, or when something else ends them, the last checkpoint.
+        """Do all steps that are left. At the end, or when something stops the training, write the last checkpoint.
 
         Raises:
             RunFailure: a checkpoint cannot be written, or a number is not finite.
@@ -74,14 +86,14 @@ class Session:
             self.preview()
 
     def step(self, images: torch.Tensor, coords: torch.Tensor) -> None:
-        """One step; if a number is not finite, the step's inputs are kept for the user."""
+        """Do one step. If a number is not finite, keep the step's inputs for the user."""
         try:
             self.losses = self.trainer.step(images, coords)
         except NotFinite as error:
             raise RunFailure(self._diverged(error, images, coords), DIVERGED) from None
 
     def after_step(self, bar: ProgressBar) -> None:
-        """What the step's number or the clock asks for; the checkpoint first, whatever becomes of the rest."""
+        """Log, save and preview where the step's number or the clock says so. Saving comes before the preview."""
         if self.trainer.step_number % self.trainer.options.log_every == 0:
             self.log(bar)
         if self.checkpoints.due(self.clock.seconds):
@@ -90,23 +102,25 @@ class Session:
             self.preview()
 
     def log(self, bar: ProgressBar | None = None) -> None:
-        """Write a line of stats.jsonl, once a step, and show it."""
+        """Give the statistics to the loggers and show them, at most once a step."""
         if self.logged == self.trainer.step_number or self.losses is None:
             return
         self.logged = self.trainer.step_number
         record = self.record(self.losses)
-        try:
-            self.folder.log(record)
-        except OSError as error:
-            self._warn_once(f"the statistics cannot be written ({error.strerror})")
+        for logger in self.loggers:
+            try:
+                logger(record)
+            except OSError as error:
+                self._warn_once(f"the statistics cannot be written ({error.strerror})")
         if bar is not None:
             bar.set_postfix_str(f"G {record['g_loss']:.2f}  D {record['d_loss']:.2f}", refresh=False)
         if bar is None or bar.disable:
             say(plain_line(record, self.trainer.options.kimg))
 
     def record(self, losses: StepLosses) -> dict[str, float | None]:
-        """A line of stats.jsonl."""
-        trainer, memory = self.trainer, peak_memory_mib(self.trainer.device)
+        """The statistics of the last step, as a line of stats.jsonl holds them."""
+        trainer = self.trainer
+        memory = peak_memory_mib(trainer.device)
         return {
             "step": trainer.step_number,
             "kimg": trainer.images_seen / 1000,
@@ -121,7 +135,7 @@ class Session:
         }
 
     def preview(self) -> None:
-        """Write a grid, unless a signal came; its time is not counted as training speed. A failure is a warning."""
+        """Write a preview grid, unless a signal came. A failure is only a warning; speed does not count the time."""
         before = self.clock.seconds
         try:
             grid = self.previewer.render(self.trainer.average, lambda: self.stop.signal is not None)
@@ -136,8 +150,9 @@ class Session:
         self.window.pause(self.clock.seconds - before)
 
     def save(self) -> None:
-        """Write a checkpoint; RunFailure if that cannot be done. A second signal waits for the end of it."""
-        before, step = self.clock.seconds, self.trainer.step_number
+        """Write a checkpoint; RunFailure if that fails. A second signal is obeyed only after it is written."""
+        before = self.clock.seconds
+        step = self.trainer.step_number
         with self.stop.finishing():
             self.cannot_save = True
             try:
@@ -147,17 +162,18 @@ class Session:
                 raise RunFailure(self._unsaved(error), FAILED) from None
             except NotFinite as error:
                 raise RunFailure(f"step {step}: {error}; {self.folder.newest_in_words()}", DIVERGED) from None
-            self.saved, self.cannot_save = step, False
+            self.saved = step
+            self.cannot_save = False
         self.window.pause(self.clock.seconds - before)
 
     def lost(self) -> str:
-        """What a run that ends now loses, in words."""
+        """How many steps are lost if the run ends now, as a part of a message."""
         steps = self.trainer.step_number - self.saved
         what = f"{steps} steps are lost" if steps != 1 else "1 step is lost"
         return f"{what if steps else 'nothing is lost'}; {self.folder.newest_in_words()}"
 
     def _unsaved(self, error: OSError) -> str:
-        once = "there is room" if error.errno in FULL else "it can be written"
+        once = "there is room" if error.errno in DISK_FULL_ERRORS else "it can be written"
         return (
             f"the checkpoint of step {self.trainer.step_number} could not be written into "
             f"{str(self.folder.checkpoints)!r} ({error.strerror or error}); {self.folder.newest_in_words()}; "
@@ -165,7 +181,7 @@ class Session:
         )
 
     def _diverged(self, error: NotFinite, images: torch.Tensor, coords: torch.Tensor) -> str:
-        """Keep the inputs of the failed step, and put all of it into a line."""
+        """Keep the inputs of the failed step, and return the message for the user."""
         step = self.trainer.step_number
         inputs = {"images": images, "coords": coords}
         inputs |= {name: torch.tensor(value, dtype=torch.float64) for name, value in error.losses.items()}

@@ -1,6 +1,6 @@
 """Signals that end a run: the first one asks for an orderly end, the second one ends the run at once.
 
-This file imports nothing of the package, so that it is in charge before PyTorch is imported.
+This file imports nothing of the package, so its handlers can be installed before PyTorch is imported.
 """
 
 import os
@@ -15,7 +15,7 @@ NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SI
 
 
 class Abandoned(BaseException):
-    """The process was asked to end at once. Not an Exception, so nothing on the way takes it for a failure of its own.
+    """The process was asked to end at once. It is no Exception, so that no `except Exception` catches it.
 
     Attributes:
         status: the exit status, 128 + the signal's number.
@@ -27,22 +27,22 @@ class Abandoned(BaseException):
 
 
 def quit_at_once() -> None:
-    """Until another handler is in charge, end the process in silence: nothing is to be saved yet, or any more."""
-    for number in _heeded():
+    """From now on, end the process without a message at a signal. For the times when there is nothing to save."""
+    for number in _handled():
         signal.signal(number, _quit)
 
 
 def ignore() -> None:
-    """Ignore signals from now on: the process is about to end, and Python would give them back their default."""
-    for number in _heeded():
+    """Ignore signals from now on: the process is about to end, and Python would restore their default actions."""
+    for number in _handled():
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def abandoning() -> Iterator[None]:
-    """A signal raises Abandoned in the block, so that files are cleaned up; a second one ends the process.
+    """In the block, a signal raises Abandoned, so that files are cleaned up; a second signal ends the process.
 
-    Not for imports of others' code, which may swallow any exception, and with it the signal.
+    Do not use it around imports of other packages: those may catch any exception, and the signal would be lost.
     """
     came = False
 
@@ -58,15 +58,15 @@ def abandoning() -> Iterator[None]:
 
 
 class StopRequest:
-    """What signals have asked for so far.
+    """What the signals so far have asked for.
 
     Attributes:
-        signal: number of the first signal; None before it.
+        signal: number of the first signal; None if none has come.
         abandoned: whether a second signal was obeyed.
     """
 
     def __init__(self, answer: Callable[[], None] = lambda: None) -> None:
-        """`answer` is called at once, in the signal's handler, when the first signal comes."""
+        """The first signal's handler calls `answer` at once."""
         self.signal: int | None = None
         self.abandoned = False
         self._answer = answer
@@ -75,13 +75,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Take over all signals while the block runs."""
+        """Handle all signals while the block runs."""
         with _handling(self._handle):
             yield self
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """Let the block end before a second signal is obeyed. A third one is obeyed at once."""
+        """Obey a second signal only after the block has ended. A third one is obeyed at once."""
         self._finishing = True
         try:
             yield
@@ -106,14 +106,14 @@ class StopRequest:
         raise Abandoned(number)
 
 
-def _heeded() -> list[int]:
-    """All signals but a SIGHUP that is ignored: the run was started by nohup, and outlives its terminal."""
+def _handled() -> list[int]:
+    """All signals but a SIGHUP that is ignored: then nohup started the run, which has to outlive its terminal."""
     return [n for n in NUMBERS if n != getattr(signal, "SIGHUP", None) or signal.getsignal(n) != signal.SIG_IGN]
 
 
 @contextmanager
 def _handling(handler: Handler) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in _heeded()}
+    before = {number: signal.signal(number, handler) for number in _handled()}
     try:
         yield
     finally:

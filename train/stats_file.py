@@ -1,4 +1,4 @@
-"""stats.jsonl: one JSON object a line, each of a step of its own, in the order of the steps."""
+"""The file stats.jsonl: one JSON object a line, one line a logged step, in the order of the steps."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from cips_fast.files.atomic import write_whole
 
 
 def append_record(file: Path, record: Mapping[str, Any]) -> None:
-    """Append a line, null for a number that is not finite; OSError if it cannot be written, and then nothing is."""
+    """Append a line, with null for numbers that are not finite. If that fails, raise OSError and restore the file."""
     line = _line(record)
     with open(file, "ab", buffering=0) as stream:
         end = stream.seek(0, os.SEEK_END)
@@ -26,9 +26,9 @@ def append_record(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The records in the order of their steps; lines that are damaged or cut off are left out.
+    """The records in the order of their steps, without lines that are damaged or cut off.
 
-    Of two records of one step, the later one counts.
+    If two records are of the same step, the later one counts.
     """
     records = {}
     for line in file.read_text("utf-8", errors="replace").splitlines():
@@ -40,7 +40,11 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 
 def forget_after(file: Path, step: int) -> None:
-    """Keep the records up to a step alone; a file in order is not written. OSError if it cannot be read or written."""
+    """Keep only the records up to a step; write the file only if that changes it.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
     if file.exists():
         kept = b"".join(_line(record) for record in read_records(file) if record["step"] <= step)
         if kept != file.read_bytes():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cips_fast import CIPSGenerator
-from cips_fast.checkpoint import check_names_and_shapes
+from cips_fast.checkpoint import AVERAGED, check_names_and_shapes
 from cips_fast.grids import on_cylinder
 from cips_fast.hardware import PRECISIONS
 
@@ -19,12 +19,12 @@ from .finite import NotFinite, not_finite, probably_finite
 from .losses import discriminator_loss, ema_decay, generator_loss, gradient_penalty, update_average
 from .metadata import check_metadata
 
-BETAS = (0.0, 0.99)
+ADAM_BETAS = (0.0, 0.99)
 
 
 @dataclass
 class StepLosses:
-    """Losses and mean scores of a step, tensors [] so that reading them need not wait for the device."""
+    """Losses and mean scores of a step: tensors [], so that only reading them waits for the device."""
 
     g_loss: Tensor
     d_loss: Tensor
@@ -35,12 +35,12 @@ class StepLosses:
 class Trainer:
     """Both networks, the generator's average, and their optimizers.
 
-    Everything drawn at random in a step comes from the seed and the step's number: resuming needs no random state.
+    All random numbers of a step come from the seed and the step's number, so resuming needs no random state.
 
     Attributes:
         step_number: steps done.
-        whole: whether the state is that after `step_number` whole steps, and finite; only then may it be saved. False
-            while a step changes weights, and for good after a step that ended in an error.
+        whole: whether the state is finite and that after `step_number` whole steps; only then may it be saved. False
+            while a step changes weights, and forever after a step that ended in an error.
     """
 
     def __init__(self, options: Options):
@@ -51,7 +51,7 @@ class Trainer:
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.discriminator = make_discriminator(options).to(self.device, memory_format=torch.channels_last)
         self.g_optimizer = _adam(self.generator, options.g_lr, 1.0)
-        # R1 is a step of its own after every r1_every steps: the usual correction (arXiv 1912.04958, appendix B).
+        # R1 is an additional step after every r1_every steps: the usual correction (arXiv 1912.04958, appendix B).
         self.d_optimizer = _adam(self.discriminator, options.d_lr, options.r1_every / (options.r1_every + 1))
         enabled = options.precision == "fp16"
         self.g_scaler = torch.amp.GradScaler(self.device.type, enabled=enabled)
@@ -65,11 +65,11 @@ class Trainer:
         return self.step_number * self.options.batch
 
     def step(self, images: Tensor, coords: Tensor) -> StepLosses:
-        """One step of each player: images [B, 3, H, W], their coordinates [B, H, W, 2].
+        """One step of the discriminator and one of the generator: images [B, 3, H, W], their coordinates [B, H, W, 2].
 
         Raises:
-            NotFinite: a loss, a gradient or a weight is not finite any more. With fp16, gradients that overflow for
-                the scale of the loss alone are none of these: the scale is lowered and the update left out.
+            NotFinite: a loss, a gradient or a weight is no longer finite. With fp16, gradients that overflow only
+                because of the loss scale do not count: the scale is lowered and the update is left out.
         """
         images = images.to(self.device, memory_format=torch.channels_last)
         coords = coords.to(self.device)
@@ -90,7 +90,10 @@ class Trainer:
         return losses
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
-        """Raise NotFinite, or return. Adam's mean squares stand for the gradients: they last, and overflow first."""
+        """Raise NotFinite unless the losses, the weights and Adam's mean squares are finite.
+
+        Adam's mean squares stand for the gradients: they are kept between updates, and they overflow first.
+        """
         named = {name: value.float() for name, value in losses.items()}
         checked = {"mean_latent": self.generator.mean_latent}
         for prefix, optimizer in self._optimizers().items():
@@ -100,7 +103,7 @@ class Trainer:
                 if parameter in optimizer.state:
                     checked[f"gradient of {name}"] = optimizer.state[parameter]["exp_avg_sq"]
         bad = [] if probably_finite([*named.values(), *checked.values()]) else not_finite(named | checked)
-        # Without a scale above 1 the gradients themselves overflow, not their multiples.
+        # Once the scale is below 1, the gradients themselves overflow, and not only their multiples.
         bad += [f"gradients of {name.upper()}" for name, scaler in self._scalers().items() if scaler.get_scale() < 1]
         if bad:
             raise NotFinite(bad, {name: value.item() for name, value in named.items()})
@@ -116,7 +119,7 @@ class Trainer:
         return loss.detach(), real_logits.detach().mean(), fake_logits.detach().mean()
 
     def _penalty_step(self, images: Tensor, coords: Tensor) -> Tensor:
-        """γ/2·E‖∇D‖², times the steps between its evaluations; in float32, as it squares small gradients."""
+        """γ/2·E‖∇D‖² times the number of steps between its evaluations, in float32 since it squares small gradients."""
         images = images.detach().requires_grad_(True)
         penalty = gradient_penalty(self._logits(images, coords), images)
         loss = self.options.r1_gamma / 2 * self.options.r1_every * penalty
@@ -153,7 +156,7 @@ class Trainer:
         return self.generator.synthesis(w, coords if self.options.patches else coords[:1])
 
     def _logits(self, images: Tensor, coords: Tensor) -> Tensor:
-        """Scores [B, 1]; the discriminator of patches sees where they lie."""
+        """Scores [B, 1]. A discriminator of patches gets their coordinates as further channels."""
         if self.options.patches:
             coords = on_cylinder(coords) if self.options.geometry == "cylinder" else coords
             images = torch.cat([images, coords.permute(0, 3, 1, 2).to(images.dtype)], 1)
@@ -164,7 +167,7 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Everything a run needs to go on, as flat tensors and metadata."""
+        """Everything that a run needs to continue, as flat tensors and metadata."""
         tensors = {}
         for prefix, module in self._modules().items():
             tensors |= {f"{prefix}.{name}": t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
@@ -182,7 +185,7 @@ class Trainer:
         }
 
     def load_state(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Take up what `state` gave and `check_state` found in order."""
+        """Load what `state` returned; `check_state` must have accepted it."""
         for prefix, module in self._modules().items():
             module.load_state_dict(_below(tensors, prefix))
         for prefix, optimizer in self._optimizers().items():
@@ -194,7 +197,7 @@ class Trainer:
         self.last_r1 = float(metadata["last_r1"])
 
     def check_state(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Raise ValueError, in one line, unless this is a complete and finite state of these networks."""
+        """Raise ValueError with a message of one line unless this is a complete and finite state of these networks."""
         wanted = {
             f"{prefix}.{name}": tuple(tensor.shape)
             for prefix, module in self._modules().items()
@@ -212,7 +215,7 @@ class Trainer:
         check_metadata(metadata, {name: scaler.state_dict() for name, scaler in self._scalers().items()})
 
     def _modules(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "ema": self.average, "discriminator": self.discriminator}
+        return {"generator": self.generator, AVERAGED: self.average, "discriminator": self.discriminator}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"g_optimizer": self.g_optimizer, "d_optimizer": self.d_optimizer}
@@ -245,19 +248,22 @@ def make_generator(options: Options) -> CIPSGenerator:
 
 
 def make_discriminator(options: Options) -> Discriminator:
-    """The discriminator of the options' patches or whole images, with initial weights."""
+    """The discriminator for whole images or for patches, as the options say, with initial weights."""
+    input_channels = 3
+    if options.patches:  # then it gets their coordinates as well
+        input_channels += 3 if options.geometry == "cylinder" else 2
     return Discriminator(
         options.crop,
-        input_channels=3 + (options.patches and (3 if options.geometry == "cylinder" else 2)),
+        input_channels=input_channels,
         max_channels=options.d_channels,
         channel_base=options.d_base,
     )
 
 
 def _adam(module: nn.Module, lr: float, correction: float) -> torch.optim.Adam:
-    """Adam whose rate and decay are corrected for a regulariser's extra steps: lr·c, βᶜ."""
+    """Adam whose learning rate and decay are corrected for a regulariser's extra steps: lr·c, βᶜ."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    betas = tuple(beta**correction if beta else 0.0 for beta in BETAS)
+    betas = tuple(beta**correction if beta else 0.0 for beta in ADAM_BETAS)
     return torch.optim.Adam(parameters, lr * correction, betas, eps=1e-8, fused=True)
 
 
@@ -272,7 +278,7 @@ def _nested(flat: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[int
     for name, tensor in flat.items():
         index, field = name.split(".", 1)
         parameter = parameters[int(index)]
-        # The fused update walks over memory: a moment must be laid out as its parameter is, channels last or not.
+        # The fused update goes through memory in order, so a moment needs its parameter's memory format.
         laid_out = torch.empty_like(parameter.detach()).copy_(tensor) if tensor.shape == parameter.shape else tensor
         nested.setdefault(int(index), {})[field] = laid_out
     return nested

@@ -12,7 +12,6 @@ The last two formats take any number of style latents w and of points, and retur
 
 import argparse
 import io
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from .. import checkpoint, export, published
 from ..checks import ArgumentError
 from ..command_line import OptionError
+from ..files.atomic import move_into_place
 from ..generator import CIPSGenerator
 from ._options import add_source, check_writable, not_written, open_generator, say
 
@@ -57,7 +57,7 @@ class Form:
     """A file format: how a generator is written, how it is read back, and how much the images may differ."""
 
     write: Callable[[CIPSGenerator, Path, argparse.Namespace], None]
-    read: Callable[[Path, CIPSGenerator], export.Render]
+    read: Callable[[Path, CIPSGenerator], export.SynthesisFunction]
     tolerance: float
 
 
@@ -110,7 +110,7 @@ def _hand_over(file: Path, out: Path) -> None:
     """Move the files of a folder to the folder of `out`: side files first, the main file last."""
     try:
         for part in sorted(file.parent.iterdir(), key=lambda part: part == file):
-            os.replace(part, out.parent / part.name)
+            move_into_place(part, out.parent / part.name)
     except OSError as error:
         raise not_written(out, error) from None
 
@@ -134,7 +134,7 @@ def _write_onnx(generator: CIPSGenerator, file: Path, args: argparse.Namespace) 
     export.export_onnx(generator, file, opset=args.opset, **_inputs(args))
 
 
-def _read_published(file: Path, generator: CIPSGenerator) -> export.Render:
+def _read_published(file: Path, generator: CIPSGenerator) -> export.SynthesisFunction:
     told = {"activation": generator.activation, "integer_coords": generator.integer_coords}
     return published.load_published(file, **told).synthesis
 

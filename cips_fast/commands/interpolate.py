@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import walks
+from .. import camera, walks
 from ..command_line import OptionError, numbers, whole_number
 from ..console import complain
 from ..files import pictures
-from ..files.movie import LIMITS, SLOWEST, Movie
+from ..files.movie import LIMITS, MIN_FPS, Movie
 from ..generator import CIPSGenerator
 from ..grids import Region
 from ..hardware import PRECISIONS
@@ -45,7 +45,7 @@ MAX_FRAMES = 100_000  # their latents are held in memory
 # The smallest and the largest value of an option.
 RANGES = {
     "seconds": (0.001, 1e6),
-    "fps": (SLOWEST, max(limits.fastest for limits in LIMITS.values())),
+    "fps": (MIN_FPS, max(limits.max_fps for limits in LIMITS.values())),
     "zoom": (1e-6, 1e9),
 }
 LESS_MEMORY = ": use a smaller --size, fewer --seconds, or an .mp4, which is encoded as frames come"
@@ -218,15 +218,15 @@ def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) ->
     """The region that each frame shows."""
     if args.zoom is not None:
         x0, y0, x1, y1 = args.region
-        end = walks.magnified(args.region, args.zoom, args.center or ((x0 + x1) / 2, (y0 + y1) / 2))
-        return walks.zoom(args.region, end, frames)
+        end = camera.magnified(args.region, args.zoom, args.center or ((x0 + x1) / 2, (y0 + y1) / 2))
+        return camera.zoom(args.region, end, frames)
     if args.pan is not None:
         whole_turns = generator.geometry == "cylinder" and args.pan[0] % 2 == 0 and args.pan[1] == 0
         if args.loop and not whole_turns:
             raise OptionError(
                 f"--loop: cannot be combined with --pan {args.pan[0]:g},{args.pan[1]:g}, not a whole turn of a panorama"
             )
-        return walks.pan(args.region, args.pan, frames, closed=args.loop)
+        return camera.pan(args.region, args.pan, frames, closed=args.loop)
     return [args.region] * frames
 
 
@@ -240,7 +240,7 @@ def _write_grid(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     check_format(args, args.out, height, width, in_memory=True)
     rows, columns = (_options.seeds_latents(args, generator, group) for group in (seeds, args.mix))
     with _options_named(args):
-        mixed_rows = walks.mixing(generator, rows, columns, crossover)  # [R, C, L, S]
+        mixed_rows = walks.style_mixing_grid(generator, rows, columns, crossover)  # [R, C, L, S]
         check_region(args.region, generator.geometry)
     latents = [*columns, *(w for row, mixed in zip(rows, mixed_rows, strict=True) for w in (row, *mixed))]
     corners = list(itertools.product(tops, lefts))[1:]  # the first stays white

@@ -9,13 +9,12 @@ then writes what it found so far.
 import argparse
 import json
 import math
-import stat
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ from ..command_line import OptionError, number, whole_number
 from ..console import complain
 from ..files import pictures
 from ..files.atomic import write_whole
-from ..files.images import FORMATS, UNREADABLE, read_rgb, reason_of
+from ..files.images import open_rgb
 from ..generator import CIPSGenerator
 from ..inversion import LARGEST_SEED, SPACES, Diverged, Projection, Stopped, project
 from ._options import (
@@ -188,17 +187,11 @@ def psnr(found: Tensor, target: Tensor, where: Tensor) -> float:
 
 
 def _open(name: str, path: Path) -> Image.Image:
-    """A picture as RGB, read in the same way as training data; see `images.read_rgb`."""
+    """A picture as RGB, read as training data are."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
-            raise OSError("it is not a file")
-        with open(path, "rb") as file:
-            return read_rgb(file)
-    except UnidentifiedImageError:
-        reason = f"its format is not one of {', '.join(FORMATS)}"
-    except UNREADABLE as error:
-        reason = reason_of(error)
-    raise OptionError(f"{name}: got {str(path)!r}, which cannot be read as a picture ({reason})")
+        return open_rgb(path)
+    except ValueError as error:
+        raise OptionError(f"{name}: got {str(path)!r}, which cannot be read as a picture ({error})") from None
 
 
 def _default_size(generator: CIPSGenerator) -> tuple[int, int]:

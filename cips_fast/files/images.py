@@ -1,22 +1,25 @@
-"""Reading pictures of every kind as 8-bit RGB: one rule for training data and for the pictures that commands take."""
+"""Reading image files of all kinds as 8-bit RGB, by one rule for training data and for the pictures of commands."""
 
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-# TGA has no signature to tell it by, and EPS is a program that Pillow would have run. Not every Pillow has them all.
+# TGA is left out, since it has no signature, and EPS, since it is a program that Pillow would let run. Some builds of
+# Pillow do not have all of these formats.
 Image.init()
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
-# What Pillow and zipfile raise on damaged, encrypted or hostile files.
+# What Pillow and zipfile raise for damaged, encrypted or hostile files.
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, MemoryError),
     *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
@@ -32,16 +35,33 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-KEY_DEPTHS = ("1", "L", "RGB")  # modes of PNGs whose transparent colour is stored at the file's own depth
-STRAY_SHARE = 0.25  # of a float picture's positive pixels: if no more than this share lie above 1, they are strays
+KEY_DEPTHS = ("1", "L", "RGB")  # modes of PNGs whose transparent colour is stored with the depth of the file
+STRAY_SHARE = 0.25  # if at most this share of a float picture's positive pixels lies above 1, the range is 0 … 1
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 JPEG_START = b"\xff\xd8"
 JPEG_SCAN = 0xDA
-# APP1 to APP13, APP15 and comments. APP0 and APP14 say how the colours are to be read.
+# APP1 to APP13, APP15 and comments. APP0 and APP14 say how to read the colours.
 JPEG_METADATA = (*range(0xE1, 0xEE), 0xEF, 0xFE)
-LONGEST_REPAIR = 2**28  # bytes: a file whose metadata is damaged is held in memory as a whole
+MAX_REPAIR_BYTES = 2**28  # a file whose metadata is damaged is held in memory as a whole
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """The image file at a path as RGB; see `read_rgb`.
+
+    Raises:
+        ValueError: it is not a readable image; the message is the reason, in one short line.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise OSError("it is not a file")
+        with open(path, "rb") as file:
+            return read_rgb(file)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+    except UNREADABLE as error:
+        raise ValueError(reason_of(error)) from None
 
 
 def decode_image(file: BinaryIO, resolution: int) -> np.ndarray:
@@ -52,7 +72,7 @@ def decode_image(file: BinaryIO, resolution: int) -> np.ndarray:
         resolution: R in pixels.
 
     Raises:
-        UNREADABLE: one of these, where the file is not a readable image.
+        UNREADABLE: one of these, if the file is not a readable image.
     """
     rgb = read_rgb(file, least_side=3 * resolution)
     side = min(rgb.size)
@@ -62,22 +82,22 @@ def decode_image(file: BinaryIO, resolution: int) -> np.ndarray:
 
 
 def read_rgb(file: BinaryIO, least_side: int | None = None) -> Image.Image:
-    """An image file as RGB with 8 bits a channel, turned as its EXIF says and laid on white where it is transparent.
+    """An image file as RGB with 8 bits a channel, rotated as its EXIF says, with white behind transparent pixels.
 
-    - Integers of 16 and 32 bits range over 0 … 65535, whatever the picture holds: they are scaled by 1/257 and clipped.
-    - Floats range over 0 … 1, or over 0 … 255 where more than a quarter of the finite positive pixels exceed 1; what
-      lies outside is clipped. Pixels that are NaN or infinite get the median of the finite ones, or black if there are
-      none.
-    - A transparent colour (PNG's tRNS) is compared at the file's own depth.
-    - Of an animation the first picture is taken.
-    - Damaged metadata (EXIF, ICC, XMP, text, resolution) is left out; damaged EXIF does not turn the image.
+    - Integers of 16 and 32 bits are taken to range over 0 … 65535: they are scaled by 1/257 and clipped.
+    - Floats range over 0 … 1, or over 0 … 255 if more than a quarter of the finite positive pixels exceed 1; values
+      outside of the range are clipped. Pixels that are NaN or infinite get the median of the finite ones, or black if
+      no pixel is finite.
+    - A transparent colour (PNG's tRNS) is compared with the depth of the file.
+    - Of an animation, the first picture is read.
+    - Damaged metadata (EXIF, ICC, XMP, text, resolution) is ignored; damaged EXIF does not rotate the image.
 
     Args:
         file: a seekable image file in one of FORMATS.
-        least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size while its sides keep this many pixels.
+        least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if its sides keep at least this many pixels.
 
     Raises:
-        UNREADABLE: one of these, where the file is not a readable image.
+        UNREADABLE: one of these, if the file is not a readable image.
     """
     try:
         return _read(file, least_side)
@@ -101,7 +121,7 @@ def _read(file: BinaryIO, least_side: int | None, metadata: bool = True) -> Imag
     file.seek(0)
     with Image.open(file, formats=FORMATS) as image:
         if not metadata:
-            image.getexif = Image.Exif  # empty; Pillow itself asks for it while it loads a TIFF
+            image.getexif = Image.Exif  # returns empty EXIF; Pillow itself calls it while it loads a TIFF
         if least_side is not None:
             image.draft(None, (least_side, least_side))
         stored_as = _stored_as(image)
@@ -112,13 +132,13 @@ def _read(file: BinaryIO, least_side: int | None, metadata: bool = True) -> Imag
 
 
 def _stored_as(image: Image.Image) -> str:
-    """Pillow's name for how pixels lie in the file, such as L;4 for grey of 4 bits; it is gone after loading."""
+    """Pillow's name for the format of pixels in the file, such as L;4 for grey of 4 bits; lost after loading."""
     form = image.tile[0][3] if image.tile else ""
     return form if isinstance(form, str) else str(form[0]) if form else ""
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's 1 to 8, and 1 where EXIF is damaged. To be called after loading: Pillow turns a TIFF by itself."""
+    """EXIF's orientation, 1 to 8; 1 if EXIF is damaged. Call it after loading: Pillow rotates a TIFF by itself."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except UNREADABLE:
@@ -128,7 +148,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, stored_as: str, file: BinaryIO) -> Image.Image:
     key = image.info.get("transparency")
-    if image.mode.startswith("I"):  # "I;16" and its kin, or "I" for 32 bits
+    if image.mode.startswith("I"):  # "I;16" and its variants, or "I" for 32 bits
         return _from_integers(image, stored_as, key)
     if image.mode == "F":
         return _from_floats(image)
@@ -137,7 +157,7 @@ def _to_rgb(image: Image.Image, stored_as: str, file: BinaryIO) -> Image.Image:
             return _on_white(image, _is_key_of_16_bits(image, file, key))
         if image.format == "PNG" and image.mode in KEY_DEPTHS:
             image.info["transparency"] = _eight_bit_key(key, stored_as)
-        # Before resizing: the colour hidden under transparent pixels must not bleed into their neighbours.
+        # Before resizing, so that the hidden colour of transparent pixels does not mix into their neighbours.
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
@@ -163,7 +183,7 @@ def _from_floats(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit_key(key: int | tuple[int, ...], stored_as: str) -> int | tuple[int, ...]:
-    """A transparent colour on the scale of Pillow's pixels; bits beyond the file's depth do not count."""
+    """A transparent colour on the scale of Pillow's pixels; bits beyond the depth of the file do not count."""
     if isinstance(key, tuple):
         return tuple(channel & 255 for channel in key)
     if stored_as == "1":
@@ -173,11 +193,11 @@ def _eight_bit_key(key: int | tuple[int, ...], stored_as: str) -> int | tuple[in
 
 
 def _is_key_of_16_bits(image: Image.Image, file: BinaryIO, key: tuple[int, ...]) -> np.ndarray:
-    """Where a PNG with 16 bits a channel has its transparent colour, bool [H, W]; Pillow keeps only the high bytes."""
+    """Where a PNG with 16 bits a channel has its transparent colour, bool [H, W]. Pillow keeps only the high bytes."""
     file.seek(0)
     with Image.open(file, formats=("PNG",)) as again:
         codec, box, offset, _ = again.tile[0]
-        again.tile = [(codec, box, offset, "RGB;16L")]  # read as if the bytes of a pair were swapped: the low ones
+        again.tile = [(codec, box, offset, "RGB;16L")]  # swaps the bytes of each pair, so that the low ones are kept
         low = np.asarray(again)
     key = np.array(key)
     return ((np.asarray(image) == key >> 8) & (low == key & 255)).all(-1)
@@ -188,7 +208,7 @@ def _on_white(rgb: Image.Image, transparent: np.ndarray) -> Image.Image:
 
 
 def _without_metadata(file: BinaryIO) -> BinaryIO:
-    """A PNG or JPEG with nothing but what its pixels need; another file as it is."""
+    """A PNG or JPEG without all that its pixels do not need; any other file as it is."""
     file.seek(0)
     start = file.read(len(PNG_START))
     file.seek(0)
@@ -197,8 +217,8 @@ def _without_metadata(file: BinaryIO) -> BinaryIO:
         return file
     kept = io.BytesIO()
     for part in parts:
-        if kept.tell() + len(part) > LONGEST_REPAIR:
-            raise ValueError(f"metadata is damaged, and the file is longer than {LONGEST_REPAIR} bytes")
+        if kept.tell() + len(part) > MAX_REPAIR_BYTES:
+            raise ValueError(f"metadata is damaged, and the file is longer than {MAX_REPAIR_BYTES} bytes")
         kept.write(part)
     return kept
 
@@ -211,7 +231,7 @@ def _png_pixels(file: BinaryIO) -> Iterator[bytes]:
         length, kind = struct.unpack(">I4s", header)
         if kind in PNG_PIXELS:
             yield header
-            yield file.read(min(length + 4, LONGEST_REPAIR))  # with the checksum
+            yield file.read(min(length + 4, MAX_REPAIR_BYTES))  # with the checksum
         else:
             file.seek(length + 4, io.SEEK_CUR)
 
@@ -229,4 +249,4 @@ def _jpeg_pixels(file: BinaryIO) -> Iterator[bytes]:
         else:
             yield header
             yield file.read(length - 2)
-    yield file.read(LONGEST_REPAIR)
+    yield file.read(MAX_REPAIR_BYTES)

@@ -1,19 +1,19 @@
-"""Keeping two writers apart."""
+"""Keeping a second writer out of a file or folder."""
 
 from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing keeps two writers apart
+except ImportError:  # Windows, where nothing keeps a second writer out
     fcntl = None
 
 AVAILABLE = fcntl is not None
 
 
 def hold(file: IO) -> None:
-    """Lock an open file for this process alone, until the file is closed or the process ends, however it ends.
+    """Lock an open file for this process only, until the file is closed or the process ends in any way.
 
-    Nothing happens where there are no locks: on Windows, and on some network file systems.
+    On Windows and on some network file systems, where there are no locks, nothing happens.
 
     Raises:
         BlockingIOError: another open file holds the lock.

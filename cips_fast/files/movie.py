@@ -1,9 +1,8 @@
-"""Frames to a movie: MP4, or an endlessly repeated GIF or WebP, by the file's ending."""
+"""Writing frames as a movie: MP4, or a GIF or WebP that repeats forever, by the file's ending."""
 
 import contextlib
 import itertools
 import os
-import secrets
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -15,74 +14,82 @@ import numpy as np
 from PIL import Image
 
 from ..checks import ArgumentError
-from .atomic import PARTIAL, sync_folder
+from .atomic import move_into_place, temporary_path
 
-CRF = 18  # H.264's constant rate factor, 0 to 51: from about here on the loss is hard to see
+CRF = 18  # H.264's constant rate factor, 0 (lossless) to 51; at 18, the loss is hard to see
 WEBP_QUALITY = 90
-SLOWEST = 0.01  # frames a second; GIF holds a frame for 655 s at most
+MIN_FPS = 0.01  # frames a second; GIF can show a frame for at most 655 s
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a format holds, and its players play: frames a second, and pixels a side."""
+    """What a format can hold and its players can play.
 
-    fastest: int
-    longest: int
+    Attributes:
+        max_fps: frames a second.
+        max_side: pixels.
+        even: whether both sides must be even.
+    """
+
+    max_fps: int
+    max_side: int
     even: bool = False
 
 
 LIMITS = {
-    ".mp4": Limits(fastest=240, longest=16384, even=True),  # one colour sample serves 2 × 2 pixels
-    ".gif": Limits(fastest=50, longest=65535),  # browsers show a frame of 10 ms or less for 100 ms; GIF counts in 10 ms
-    ".webp": Limits(fastest=90, longest=16383),  # the same in browsers; WebP counts in ms
+    ".mp4": Limits(max_fps=240, max_side=16384, even=True),  # 2 × 2 pixels share one colour sample
+    # GIF counts in steps of 10 ms, WebP in ms. Browsers show a frame of 10 ms or less for 100 ms.
+    ".gif": Limits(max_fps=50, max_side=65535),
+    ".webp": Limits(max_fps=90, max_side=16383),
 }
 
 
 class Movie:
-    """A movie that frames are added to.
+    """A movie to which frames are added.
 
         with Movie("walk.mp4", fps=24, height=256, width=256) as movie:
             for frame in frames:
                 movie.add(frame)
 
-    Frames go to a file of this movie alone, which is moved to the path when the movie is whole. If the block ends with
-    an exception (Ctrl-C among them), the frames so far are moved to `partial`, walk.partial.mp4, as a movie that plays;
-    the path is as it was.
+    Frames are written to a temporary file, which is moved to the path when the movie is complete. If the block ends
+    with an exception, such as Ctrl-C, the frames so far are kept in `partial`, walk.partial.mp4, as a movie that can be
+    played, and the path stays as it was.
 
-    MP4 is H.264 in yuv420p with BT.709 colours. It is encoded as the frames come, in memory that does not grow with the
-    movie. GIF, of 256 colours a frame, and WebP repeat for ever. Pillow makes them, and needs all frames first: until
-    the end they are held in memory, 1 byte a pixel for GIF and 4 for WebP.
+    MP4 is H.264 in yuv420p with BT.709 colours. Frames are encoded as they come, so the memory does not grow with the
+    movie. GIF, with 256 colours a frame, and WebP repeat forever. Pillow writes them and needs all frames first, so
+    these stay in memory until the end: 1 byte a pixel for GIF and 4 for WebP.
 
     Args:
         path: the file, in a folder that exists; its ending is one of `LIMITS`.
-        fps: frames a second, any fraction. GIF rounds every frame's end to 10 ms, WebP to 1 ms; that never adds up.
-        height, width: of every frame. Both even for MP4.
+        fps: frames a second, any fraction. GIF rounds every frame's end to 10 ms, WebP to 1 ms; errors do not add up.
+        height, width: size of every frame; both even for MP4.
 
     Raises:
-        ValueError: an argument that the format does not hold.
+        ValueError: the format cannot hold such a movie.
         OSError: the folder does not exist, or a name is too long.
-        ImportError: MP4 without imageio-ffmpeg.
+        ImportError: the movie is an MP4 and imageio-ffmpeg is missing.
     """
 
     def __init__(self, path: str | Path, fps: float | Fraction, height: int, width: int):
         self.path = Path(path)
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-        own = f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{self.path.suffix}"  # two writers of one path never mix
-        self.temporary = self.path.with_name(own)
-        self.fps, self.height, self.width = _checked(self.path, fps, height, width), height, width
+        self.temporary = temporary_path(self.path)
+        self.fps = _checked(self.path, fps, height, width)
+        self.height = height
+        self.width = width
         self.frames = 0
         self.left = False  # whether frames were left at `partial`
         if not self.path.absolute().parent.is_dir():
             raise FileNotFoundError(f"path: got {str(path)!r}, whose folder does not exist")
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(self.partial)  # its name may be too long, which must not be found out at the end
+            os.lstat(self.partial)  # raises OSError now, and not at the end, if its name is too long
         self._encoder = _H264(self) if self.path.suffix.lower() == ".mp4" else _Animation(self)
 
     def add(self, frame: np.ndarray) -> None:
         """Append a frame, uint8 [height, width, 3], RGB.
 
         Raises:
-            ValueError: another shape or dtype, or the movie is closed.
+            ValueError: the frame has another shape or dtype, or the movie is closed.
             OSError: the file cannot be written.
         """
         if self._encoder is None:
@@ -98,7 +105,7 @@ class Movie:
 
         Raises:
             ValueError: it has no frames.
-            OSError: the file cannot be written; nothing of it is left.
+            OSError: the file cannot be written; then no temporary file is left.
         """
         if self._encoder is None:
             return
@@ -106,7 +113,7 @@ class Movie:
             self._drop()
             raise ArgumentError("frames", f"got none for {str(self.path)!r}, must be at least 1")
         self._finish(self.path)
-        self.partial.unlink(missing_ok=True)  # of an interrupted movie, which this one replaces
+        self.partial.unlink(missing_ok=True)  # left by an interrupted call, whose movie this one replaces
 
     def __enter__(self) -> "Movie":
         return self
@@ -119,7 +126,7 @@ class Movie:
         elif self._encoder is not None and not self.frames:
             self._drop()
         elif self._encoder is not None:
-            # What cannot be finished either is not what the user has to hear about.
+            # If finishing fails, too, the user should see the first exception and not this one.
             with contextlib.suppress(OSError):
                 self._finish(self.partial)
                 self.left = True
@@ -127,14 +134,11 @@ class Movie:
     def _finish(self, path: Path) -> None:
         try:
             self._encoder.finish()
-            with open(self.temporary, "r+b") as file:
-                os.fsync(file.fileno())
-            os.replace(self.temporary, path)
+            move_into_place(self.temporary, path)
         except BaseException:
             self._drop()
             raise
         self._encoder = None
-        sync_folder(path.parent)
 
     def _drop(self) -> None:
         self._encoder.abort()
@@ -143,7 +147,7 @@ class Movie:
 
 
 class _H264:
-    """Frames through a pipe to a process of ffmpeg, started with the first one."""
+    """Sends frames through a pipe to an ffmpeg process, which is started with the first frame."""
 
     def __init__(self, movie: Movie):
         self.movie = movie
@@ -160,7 +164,7 @@ class _H264:
             raise self._failure() from None
 
     def finish(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # its exit status says so, too
+        with contextlib.suppress(BrokenPipeError):  # then the exit status shows the failure
             self.process.stdin.close()
         if self.process.wait():
             raise self._failure()
@@ -175,13 +179,13 @@ class _H264:
             self.messages.close()
 
     def _start(self) -> None:
-        self.messages = tempfile.TemporaryFile()  # noqa: SIM115, for as long as the process; a pipe would fill up
+        self.messages = tempfile.TemporaryFile()  # noqa: SIM115, open as long as the process runs; a pipe would fill up
         self.process = subprocess.Popen(
             [self.program, *_h264_options(self.movie)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self.messages,
-            # Ctrl-C in a terminal goes to all of its group: ffmpeg shall go on until the pipe ends.
+            # Ctrl-C in a terminal reaches the whole process group, but ffmpeg has to run until the pipe ends.
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
@@ -194,11 +198,11 @@ class _H264:
 
 
 def _ffmpeg() -> str:
-    """The program that imageio-ffmpeg brings, or the one that its IMAGEIO_FFMPEG_EXE names."""
+    """The path of ffmpeg: the program in imageio-ffmpeg, or the one that IMAGEIO_FFMPEG_EXE names."""
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise ImportError("an MP4 needs imageio-ffmpeg: pip install -e '.[video]'; GIF and WebP do without") from None
+        raise ImportError("an MP4 needs imageio-ffmpeg: pip install -e '.[video]'; GIF and WebP do not") from None
     try:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
@@ -206,11 +210,11 @@ def _ffmpeg() -> str:
 
 
 def _h264_options(movie: Movie) -> list[str]:
-    """ffmpeg's arguments: raw RGB from the pipe, and H.264 that says which colours its numbers mean."""
+    """ffmpeg's arguments: raw RGB from the pipe to H.264 that is tagged with its colour space."""
     raw = f"-f rawvideo -pix_fmt rgb24 -s {movie.width}x{movie.height} -r {movie.fps} -i pipe:0"
     tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
     video = f"-vf scale=out_color_matrix=bt709:out_range=tv,{tags} -pix_fmt yuv420p -c:v libx264 -crf {CRF}"
-    # The index in front: a browser can begin before it has all.
+    # faststart puts the index first, so that a browser can play the movie while it loads.
     return [
         *f"-loglevel error -y {raw} -an {video} -movflags +faststart -f mp4".split(),
         str(movie.temporary.absolute()),
@@ -218,7 +222,7 @@ def _h264_options(movie: Movie) -> list[str]:
 
 
 class _Animation:
-    """Frames for Pillow, which takes all of them at once."""
+    """Collects frames for Pillow, which writes all of them at once."""
 
     def __init__(self, movie: Movie):
         self.movie = movie
@@ -228,7 +232,8 @@ class _Animation:
     def write(self, frame: np.ndarray) -> None:
         image = Image.fromarray(frame)
         if self.gif:
-            # Refined until one pixel in 64 changes its colour: most of what can be gained, at less than half the time.
+            # k-means stops when fewer than one pixel in 64 changes its colour. This gives most of the gain in less than
+            # half of the time.
             pixels = frame.shape[0] * frame.shape[1]
             image = image.quantize(256, Image.Quantize.MEDIANCUT, kmeans=pixels // 64)
         self.images.append(image)
@@ -250,20 +255,20 @@ class _Animation:
 
 
 def _durations(frames: int, fps: Fraction, unit: int) -> list[int]:
-    """How long every frame is shown, in ms: multiples of a unit, their sums within half a unit of the true times."""
+    """How long each frame is shown, in ms: multiples of `unit` whose sums are true to half a unit."""
     ends = [round(frame * 1000 / (fps * unit)) * unit for frame in range(frames + 1)]
     return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def _checked(path: Path, fps: float | Fraction, height: int, width: int) -> Fraction:
-    """The frame rate, if the format that the path names holds such a movie."""
+    """The frame rate; ValueError if the format that the path names cannot hold such a movie."""
     limits = LIMITS.get(path.suffix.lower())
     if limits is None:
         raise ArgumentError("path", f"got {str(path)!r}, must end in {', '.join(LIMITS)}")
-    if not SLOWEST <= fps <= limits.fastest:
-        raise ArgumentError("fps", f"got {fps}, must be {SLOWEST} to {limits.fastest} for {path.suffix}")
+    if not MIN_FPS <= fps <= limits.max_fps:
+        raise ArgumentError("fps", f"got {fps}, must be {MIN_FPS} to {limits.max_fps} for {path.suffix}")
     for name, size in (("height", height), ("width", width)):
-        if not 1 <= size <= limits.longest or (limits.even and size % 2):
+        if not 1 <= size <= limits.max_side or (limits.even and size % 2):
             even = " and even" if limits.even else ""
-            raise ArgumentError(name, f"got {size}, must be 1 to {limits.longest}{even} for {path.suffix}")
+            raise ArgumentError(name, f"got {size}, must be 1 to {limits.max_side}{even} for {path.suffix}")
     return Fraction(fps).limit_denominator(1001)

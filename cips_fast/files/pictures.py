@@ -1,4 +1,4 @@
-"""Colours as 8-bit pictures, and pictures as files: PNG, JPEG, WebP or TIFF by the file's ending."""
+"""Colours as 8-bit pictures, and writing those as PNG, JPEG, WebP or TIFF, by the file's ending."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from .atomic import whole_file
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "TIFF": {"compression": "tiff_deflate"}}
 NOT_FINITE = "colours are not finite: the network has weights that are not finite, or truncation is too large"
-LONGEST = {"JPEG": 65500, "WEBP": 16383}  # a side, in pixels, that the format holds
+MAX_SIDE_PIXELS = {"JPEG": 65500, "WEBP": 16383}  # of formats that have a limit
 
 
 def to_pixels(rgb: Tensor) -> np.ndarray:
-    """Colours, nominally in [-1, 1], [3, H, W] -> uint8 [H, W, 3], rounded; what lies beyond is clipped.
+    """Colours, nominally in [-1, 1], [3, H, W] -> uint8 [H, W, 3]; rounded, and clipped beyond that range.
 
     Raises:
-        FloatingPointError: a colour is infinite or not a number, which no byte can show.
+        FloatingPointError: a colour is infinite or not a number.
     """
     rgb = rgb.detach().float()
     if not bool(rgb.isfinite().all()):
@@ -29,7 +29,7 @@ def to_pixels(rgb: Tensor) -> np.ndarray:
 
 
 def sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures of one size, row by row, as one, the rest of the last row black: uint8 [H, W, 3] each."""
+    """Pictures of one size in a grid, row by row, each uint8 [H, W, 3]; the rest of the last row is black."""
     missing = -len(pictures) % columns
     pictures = [*pictures, *[np.zeros_like(pictures[0])] * missing]
     rows = [np.concatenate(pictures[start : start + columns], 1) for start in range(0, len(pictures), columns)]
@@ -37,16 +37,16 @@ def sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
 
 
 def format_of(path: str | Path, height: int = 1, width: int = 1) -> str:
-    """The format that the path's ending names, and that holds so many pixels a side.
+    """The format that the path's ending names.
 
     Raises:
-        ValueError: it names none, or one that does not.
+        ValueError: the ending names no format, or the format cannot hold a picture of this size.
     """
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
         raise ArgumentError("out", f"got {str(path)!r}, must end in one of {', '.join(FORMATS)}")
     kind = FORMATS[ending]
-    longest = LONGEST.get(kind)
+    longest = MAX_SIDE_PIXELS.get(kind)
     if longest is not None and max(height, width) > longest:
         raise ArgumentError(
             "out", f"got {width}x{height} for {str(path)!r}, {kind} holds {longest} a side: use .tif or .png"
@@ -58,11 +58,11 @@ def save(path: str | Path, pixels: np.ndarray) -> None:
     """Write a picture uint8 [H, W, 3] whole or not at all.
 
     Raises:
-        ValueError: an unknown ending, or a size that the format does not hold.
+        ValueError: the ending names no format, or the format cannot hold a picture of this size.
         OSError: the file cannot be written.
     """
-    path, kind = Path(path), format_of(path, *pixels.shape[:2])
-    from PIL import Image  # here: a machine that only runs networks writes no pictures
+    kind = format_of(path, *pixels.shape[:2])
+    from PIL import Image  # here, since a machine that only runs networks need not have it
 
     with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary, format=kind, **OPTIONS.get(kind, {}))

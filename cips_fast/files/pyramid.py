@@ -1,4 +1,4 @@
-"""Images of any size as pyramidal TIFF files: rendered tile by tile, in the memory of few tiles."""
+"""Writing images of any size as pyramidal TIFF files: they are rendered tile by tile, and memory holds a few tiles."""
 
 import contextlib
 import operator
@@ -17,16 +17,16 @@ from ..checks import ArgumentError
 from .partial_tiff import PartialTiff, decode, encode
 
 MOST_ENCODERS = 16
-MOST_TILES = 1 << 24  # of the full resolution: the file's index takes some 100 bytes of memory for each
+MOST_TILES = 1 << 24  # at full resolution; the file's index takes about 100 bytes of memory for each
 
-Tile = Callable[[slice, slice], np.ndarray]
+RenderTile = Callable[[slice, slice], np.ndarray]
 
 
 def write(
     path: str | Path,
     height: int,
     width: int,
-    tile: Tile,
+    tile: RenderTile,
     *,
     tile_size: int = 512,
     workers: int = 1,
@@ -34,41 +34,41 @@ def write(
     description: str | None = None,
     fingerprint: str = "",
 ) -> None:
-    """Render an image of any size into a tiled, pyramidal BigTIFF; the same call goes on where it was interrupted.
+    """Render an image of any size into a tiled, pyramidal BigTIFF. After an interruption, the same call resumes it.
 
     Every level is half as large as the one before it, rounded up, until one fits a tile. Its pixels are means of 2 × 2
-    pixels of the level before it, in whole numbers with halves rounded up; at an odd edge, of those that there are:
+    pixels of the level before it, rounded to whole numbers (halves up); at an odd edge, of the pixels that exist:
 
         p'[y, x] = ⌊(p[2y, 2x] + p[2y, 2x+1] + p[2y+1, 2x] + p[2y+1, 2x+1] + 2) / 4⌋
 
-    Tiles are rendered along a Z-order curve, so that a tile of a lower level is complete soon after the four it is
-    made of. Memory holds one tile for each worker and processor (at most 16) and one for each level, whatever
-    the image's size. Compression is lossless (deflate), so nobody can tell beforehand what room the file will
-    need; with lower levels it is at most about 4 bytes a pixel.
+    Tiles are rendered along a Z-order curve, so that a tile of a lower level can be made soon after the four tiles that
+    it consists of. Whatever the size of the image, memory holds one tile for each worker and processor (at most 16) and
+    one for each level. Compression is lossless (deflate), so the size of the file is not known in advance; with all
+    levels it is at most about 4 bytes a pixel.
 
-    Until the image is complete it lies in the folder `<path>.partial`, which an interruption, a killed process or a
-    full disk leaves behind: the same call goes on there, and renders no tile again that was stored. Tiles are checked
-    against their checksums first; from the first torn one on they are rendered anew. The finished file is the same,
-    byte by byte, as of one uninterrupted call. It replaces a file that is already at `path`.
+    Until the image is complete, it is in the folder `<path>.partial`, which an interruption, a killed process or a full
+    disk leaves behind. The same call then renders only the tiles that are not stored there. It first compares the
+    stored tiles with their checksums; from the first damaged one on, tiles are rendered again. The finished file is the
+    same, byte by byte, as that of an uninterrupted call. It replaces a file that is already at `path`.
 
     Args:
         path: the image, `.tif`, in a folder that exists.
         height, width: pixels, 1 to 2³² - 1 each, and at most 2²⁴ tiles.
-        tile: renders a rectangle of the full image: gets its rows and columns as slices with start and stop, returns
-            uint8 [rows, columns, 3]. Rectangles are whole tiles, smaller at the right and lower edges.
+        tile: renders a rectangle of the full image: it gets rows and columns as slices with start and stop, and returns
+            uint8 [rows, columns, 3]. Rectangles are whole tiles, which are smaller at the right and lower edges.
         tile_size: pixels a side of a tile, a multiple of 16 from 16 to 16384.
-        workers: threads that call `tile`. A single one is the caller's own, so that its autograd and autocast modes and
-            its device hold in `tile`; others begin with PyTorch's defaults.
-        progress: called with how many tiles of the full resolution are stored, and of how many: once in the beginning,
-            then after each.
-        description: text kept in the file's ImageDescription.
-        fingerprint: names what decides the pixels besides the size: weights, latent, region. An unfinished image with
-            another one is not gone on with.
+        workers: threads that call `tile`. If it is 1, the calling thread does, so that its autograd and autocast modes
+            and its device apply in `tile`; further threads start with PyTorch's defaults.
+        progress: called with the number of tiles of the full resolution that are stored, and of all: once at the start
+            and then after each tile.
+        description: text for the file's ImageDescription.
+        fingerprint: identifies all that decides the pixels besides the size, such as weights, latent and region. An
+            unfinished image with a different fingerprint is not resumed.
 
     Raises:
-        ValueError: an argument out of its range; `tile` returned something else than was asked; `<path>.partial` holds
+        ValueError: an argument is out of its range, `tile` returned another shape or dtype, or `<path>.partial` holds
             another image.
-        OSError: the folder does not exist or cannot be written, or the disk is full; the message says how to go on.
+        OSError: the folder does not exist or cannot be written, or the disk is full; the message says how to continue.
     """
     height, width, tile_size = _check_sizes(height, width, tile_size)
     workers = _whole_number("workers", workers, 1, 1024)
@@ -81,11 +81,11 @@ def write(
     key |= {"description": description, "fingerprint": fingerprint}
     with PartialTiff(Path(path), image.levels, tile_size, key, description) as tiff:
         _store_all(image, tile, tiff, workers, progress)
-        tiff.publish(image.places())
+        tiff.publish(image.tiles())
 
 
 def level_sizes(height: int, width: int, tile_size: int) -> list[tuple[int, int]]:
-    """(height, width) of the levels of a pyramid, each half of the one before it, rounded up; the last fits a tile."""
+    """(height, width) of a pyramid's levels: each is half of the one before it, rounded up; the last fits a tile."""
     sizes = [(height, width)]
     while max(sizes[-1]) > tile_size:
         height, width = sizes[-1]
@@ -93,8 +93,8 @@ def level_sizes(height: int, width: int, tile_size: int) -> list[tuple[int, int]
     return sizes
 
 
-class _Place(NamedTuple):
-    """A tile of a pyramid."""
+class _Tile(NamedTuple):
+    """Which tile of a pyramid: its level, and its row and column in that level."""
 
     level: int
     row: int
@@ -102,68 +102,75 @@ class _Place(NamedTuple):
 
 
 class _Pyramid:
-    """Where the tiles of all levels lie, and in which order they are made."""
+    """The tiles of all levels, and the order in which they are made."""
 
     def __init__(self, levels: list[tuple[int, int]], tile_size: int) -> None:
-        self.levels, self.tile_size = levels, tile_size
+        self.levels = levels
+        self.tile_size = tile_size
         self.grids = [(-(-height // tile_size), -(-width // tile_size)) for height, width in levels]
 
-    def places(self) -> Iterator[_Place]:
-        """All tiles, each right after the last of those that it is made of."""
-        return self._down_from(_Place(len(self.levels) - 1, 0, 0))
+    def tiles(self) -> Iterator[_Tile]:
+        """All tiles, each directly after the last of the tiles that it is made of."""
+        return self._down_from(_Tile(len(self.levels) - 1, 0, 0))
 
-    def _down_from(self, place: _Place) -> Iterator[_Place]:
-        for source in self.sources(place):
+    def _down_from(self, tile: _Tile) -> Iterator[_Tile]:
+        for source in self.sources(tile):
             yield from self._down_from(source)
-        yield place
+        yield tile
 
-    def sources(self, place: _Place) -> list[_Place]:
-        """The up to four tiles that a tile is made of, row by row; none at full resolution."""
-        if place.level == 0:
+    def sources(self, tile: _Tile) -> list[_Tile]:
+        """The tiles, at most four, that a tile is made of, row by row; none at full resolution."""
+        if tile.level == 0:
             return []
-        rows, columns = self.grids[place.level - 1]
+        rows, columns = self.grids[tile.level - 1]
         return [
-            _Place(place.level - 1, row, column)
-            for row in range(2 * place.row, min(2 * place.row + 2, rows))
-            for column in range(2 * place.column, min(2 * place.column + 2, columns))
+            _Tile(tile.level - 1, row, column)
+            for row in range(2 * tile.row, min(2 * tile.row + 2, rows))
+            for column in range(2 * tile.column, min(2 * tile.column + 2, columns))
         ]
 
-    def extent(self, place: _Place) -> tuple[slice, slice]:
+    def extent(self, tile: _Tile) -> tuple[slice, slice]:
         """A tile's rows and columns in its level."""
-        height, width = self.levels[place.level]
-        top, left = place.row * self.tile_size, place.column * self.tile_size
+        height, width = self.levels[tile.level]
+        top, left = tile.row * self.tile_size, tile.column * self.tile_size
         return slice(top, min(top + self.tile_size, height)), slice(left, min(left + self.tile_size, width))
 
 
 class _Done(NamedTuple):
-    """A tile that is made: the bytes to store, and its share of the next level."""
+    """A finished tile.
 
-    place: _Place
+    Attributes:
+        tile: which one.
+        encoded: the bytes to store.
+        halved: its pixels at half the size, for the next level.
+    """
+
+    tile: _Tile
     encoded: bytes
     halved: np.ndarray
 
 
 def _store_all(
-    image: _Pyramid, tile: Tile, tiff: PartialTiff, workers: int, progress: Callable[[int, int], None] | None
+    image: _Pyramid, render: RenderTile, tiff: PartialTiff, workers: int, progress: Callable[[int, int], None] | None
 ) -> None:
-    """Make every tile that is not stored yet, and store it."""
+    """Make and store every tile that is not stored yet."""
     total = image.grids[0][0] * image.grids[0][1]
-    finished = sum(place.level == 0 for place in islice(image.places(), len(tiff)))
+    finished = sum(tile.level == 0 for tile in islice(image.tiles(), len(tiff)))
     report = progress or (lambda finished, total: None)
     report(finished, total)
     encoders = min(os.cpu_count() or 1, MOST_ENCODERS)
     with _threads(encoders) as encoding, _threads(workers) as rendering:
-        jobs = _jobs(image, tile, tiff, encoding, rendering if workers > 1 else None)
+        jobs = _jobs(image, render, tiff, encoding, rendering if workers > 1 else None)
         for done in _in_order(jobs, workers + encoders):
             tiff.append(done.encoded)
-            if done.place.level == 0:
+            if done.tile.level == 0:
                 finished += 1
                 report(finished, total)
 
 
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are left, whatever happens, without beginning what still waits."""
+    """A pool of threads; when the block ends, jobs that have not begun are cancelled."""
     pool = ThreadPoolExecutor(number, "cips_fast")
     try:
         yield pool
@@ -172,37 +179,40 @@ def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _jobs(
-    image: _Pyramid, tile: Tile, tiff: PartialTiff, encoding: ThreadPoolExecutor, rendering: ThreadPoolExecutor | None
+    image: _Pyramid,
+    render: RenderTile,
+    tiff: PartialTiff,
+    encoding: ThreadPoolExecutor,
+    rendering: ThreadPoolExecutor | None,
 ) -> Iterator["Future[_Done]"]:
-    """Begin the tiles that are not stored yet, one after the other, rendering them here unless threads are given.
+    """Start the tiles that are not stored yet, one after the other; without `rendering`, this thread renders them.
 
-    A job waits only for others that were begun before it, and `encoding` takes them up in this order: one can always go
-    on.
+    There is no deadlock: a job waits only for jobs that were started before it, and `encoding` runs them in this order.
     """
     stored = len(tiff)
-    halves: list[Callable[[], np.ndarray]] = []  # of the tiles that no tile of the next level has taken up yet
-    for index, place in enumerate(image.places()):
-        sources = image.sources(place)
+    halves: list[Callable[[], np.ndarray]] = []  # of the tiles that have not been used for the next level yet
+    for index, tile in enumerate(image.tiles()):
+        sources = image.sources(tile)
         first = len(halves) - len(sources)
         parts, halves = halves[first:], halves[:first]
         if index < stored:
-            halves.append(partial(_halve_stored, image, tiff, index, place))
+            halves.append(partial(_halve_stored, image, tiff, index, tile))
             continue
         if sources:
             pixels = partial(_join, parts, columns=len({source.column for source in sources}))
         elif rendering:
-            pixels = rendering.submit(_render, tile, *image.extent(place)).result
+            pixels = rendering.submit(_render, render, *image.extent(tile)).result
         else:
-            pixels = partial(np.asarray, _render(tile, *image.extent(place)))
-        job = encoding.submit(_make, place, pixels, image.tile_size)
+            pixels = partial(np.asarray, _render(render, *image.extent(tile)))
+        job = encoding.submit(_make, tile, pixels, image.tile_size)
         halves.append(partial(_halved, job))
         yield job
 
 
 def _in_order(jobs: Iterator["Future[_Done]"], most: int) -> Iterator[_Done]:
-    """Results of jobs in the order of their beginning, at most so many of which are held at a time.
+    """Results of jobs in the order of their start; at most `most` jobs are held at a time.
 
-    An error at the beginning of a job is raised after the results of those before it: they were paid for.
+    If starting a job fails, the results of the earlier jobs come first and then the error is raised.
     """
     waiting: deque[Future[_Done]] = deque()
     error = None
@@ -221,8 +231,8 @@ def _in_order(jobs: Iterator["Future[_Done]"], most: int) -> Iterator[_Done]:
         raise error
 
 
-def _render(tile: Tile, rows: slice, columns: slice) -> np.ndarray:
-    pixels = np.array(tile(rows, columns))  # a copy: whoever renders may use the same memory for the next tile
+def _render(render: RenderTile, rows: slice, columns: slice) -> np.ndarray:
+    pixels = np.array(render(rows, columns))  # a copy, since `render` may use the same memory for the next tile
     shape = (rows.stop - rows.start, columns.stop - columns.start, 3)
     if pixels.dtype != np.uint8 or pixels.shape != shape:
         raise ArgumentError(
@@ -233,29 +243,29 @@ def _render(tile: Tile, rows: slice, columns: slice) -> np.ndarray:
     return pixels
 
 
-def _make(place: _Place, pixels: Callable[[], np.ndarray], tile_size: int) -> _Done:
+def _make(tile: _Tile, pixels: Callable[[], np.ndarray], tile_size: int) -> _Done:
     made = pixels()
-    return _Done(place, encode(made, tile_size), _halve(made))
+    return _Done(tile, encode(made, tile_size), _halve(made))
 
 
 def _halved(job: "Future[_Done]") -> np.ndarray:
     return job.result().halved
 
 
-def _halve_stored(image: _Pyramid, tiff: PartialTiff, index: int, place: _Place) -> np.ndarray:
-    height, width = (part.stop - part.start for part in image.extent(place))
+def _halve_stored(image: _Pyramid, tiff: PartialTiff, index: int, tile: _Tile) -> np.ndarray:
+    height, width = (part.stop - part.start for part in image.extent(tile))
     return _halve(decode(tiff.read(index), image.tile_size)[:height, :width])
 
 
 def _join(parts: list[Callable[[], np.ndarray]], columns: int) -> np.ndarray:
-    """One picture of up to four, given row by row."""
+    """At most four pictures, given row by row, as one."""
     pictures = [part() for part in parts]
     rows = [np.concatenate(pictures[i : i + columns], 1) for i in range(0, len(pictures), columns)]
     return np.concatenate(rows, 0)
 
 
 def _halve(pixels: np.ndarray) -> np.ndarray:
-    """Rounded means of 2 × 2 pixels, [H, W, 3] to [⌈H/2⌉, ⌈W/2⌉, 3]; an odd last row or column counts twice."""
+    """Rounded means of 2 × 2 pixels: [H, W, 3] -> [⌈H/2⌉, ⌈W/2⌉, 3]; an odd last row or column counts twice."""
     height, width, _ = pixels.shape
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

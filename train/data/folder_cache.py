@@ -1,11 +1,11 @@
-"""Decoded images of one size in one file: a .npy array, then what is needed to trust it.
+"""The cache of a folder's decoded images: one file, a .npy array followed by checksums.
 
-    the header and pixels of a .npy file of uint8 [N, R, R, 3]     any reader of .npy takes the file
+    the header and pixels of a .npy file of uint8 [N, R, R, 3]     so every reader of .npy can open the file
     JSON: {"bad": {name: reason}, "crc32": [one number an image]}
     16 hexadecimal digits: length and CRC-32 of the JSON
 
-Nothing is believed unchecked: a file whose length, header or JSON is not as it was written counts as none, and an image
-whose checksum differs as damaged.
+Everything is checked: a file whose length, header or JSON differs from what was written counts as missing, and an image
+whose checksum differs counts as damaged.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from typing import BinaryIO
 
 import numpy as np
 
-SEAL = 16  # bytes at the end of the file
+SEAL_BYTES = 16  # the length and the checksum of the JSON, at the end of the file
 
 
 class FolderCache:
-    """An open file of decoded images. Threads may share it; other processes open the file for themselves.
+    """An open file of decoded images. Threads may share it; other processes have to open the file themselves.
 
     Attributes:
         bad: files that were not readable when the cache was written, and why.
     """
 
     def __init__(self, path: Path, resolution: int) -> None:
-        """Open and check a cache. Raises OSError where it cannot be read, ValueError where it is damaged."""
+        """Open and check a cache. Raises OSError if it cannot be read, and ValueError if it is damaged."""
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise ValueError("not a file")
-        self._resolution, self._lock = resolution, threading.Lock()
+        self._resolution = resolution
+        self._lock = threading.Lock()
         self._file = open(path, "rb")  # noqa: SIM115, open as long as the cache is used
         weakref.finalize(self, self._file.close)
         self._read_trailer()
@@ -46,7 +47,7 @@ class FolderCache:
         return len(self._checksums)
 
     def image(self, index: int) -> np.ndarray | None:
-        """Image `index`, uint8 [R, R, 3], the caller's own; None where it can no longer be read as it was written."""
+        """A copy of image `index`, uint8 [R, R, 3]; None if it can no longer be read as it was written."""
         size = 3 * self._resolution**2
         try:
             with self._lock:
@@ -60,12 +61,12 @@ class FolderCache:
 
     def _read_trailer(self) -> None:
         end = self._file.seek(0, io.SEEK_END)
-        self._file.seek(max(end - SEAL, 0))
-        seal = self._file.read(SEAL)
+        self._file.seek(max(end - SEAL_BYTES, 0))
+        seal = self._file.read(SEAL_BYTES)
         length, checksum = int(seal[:8], 16), int(seal[8:], 16)
-        if not 0 <= length <= end - SEAL:
+        if not 0 <= length <= end - SEAL_BYTES:
             raise ValueError("damaged: it is shorter than it was")
-        self._file.seek(end - SEAL - length)
+        self._file.seek(end - SEAL_BYTES - length)
         trailer = self._file.read(length)
         if zlib.crc32(trailer) != checksum:
             raise ValueError("damaged: the checksum of the list of images differs")
@@ -75,12 +76,12 @@ class FolderCache:
         self._start = len(header)
         self._file.seek(0)
         pixels = 3 * self._resolution**2 * len(self)
-        if self._file.read(len(header)) != header or end != len(header) + pixels + length + SEAL:
+        if self._file.read(len(header)) != header or end != len(header) + pixels + length + SEAL_BYTES:
             raise ValueError("damaged: its length or header differs")
 
 
 def read_cache(path: Path, resolution: int) -> FolderCache | None:
-    """The cache at a path; None where there is none, or a damaged one."""
+    """The cache at a path; None if there is no cache or it is damaged."""
     try:
         return FolderCache(path, resolution)
     except (OSError, ValueError):
@@ -90,7 +91,11 @@ def read_cache(path: Path, resolution: int) -> FolderCache | None:
 def write_cache(
     file: BinaryIO, decoded: Iterable[tuple[str, np.ndarray | None, str]], count: int, resolution: int
 ) -> dict[str, str]:
-    """Write (name, image or None, reason) of `count` files; the reason for each that has no image."""
+    """Write a cache from (name, image or None, reason) of `count` files.
+
+    Returns:
+        The reason for each file that has no image.
+    """
     bad: dict[str, str] = {}
     checksums: list[int] = []
     file.write(header_of(count, resolution))
@@ -103,7 +108,7 @@ def write_cache(
     trailer = json.dumps({"bad": bad, "crc32": checksums}).encode()
     file.write(trailer + f"{len(trailer):08x}{zlib.crc32(trailer):08x}".encode())
     file.seek(0)
-    file.write(header_of(len(checksums), resolution))  # as long as before: numpy leaves room for the count
+    file.write(header_of(len(checksums), resolution))  # its length is the same: numpy leaves room for the count
     return bad
 
 

@@ -1,8 +1,8 @@
-"""Embedded data: vector landscapes, drawn here, each from its number alone.
+"""Built-in data: vector landscapes that are drawn here, each of them from its number.
 
-The style `landscape` by DiceBear is in the public domain (CC0 1.0); dicebear-styles brings it and resvg draws it. This
-file is also the program of the background workers, run by its path, and so it imports nothing from its package: that
-may load torch, which a worker has no use for.
+The style `landscape` by DiceBear is in the public domain (CC0 1.0); the package dicebear-styles contains it, and resvg
+draws it. The background workers run this file as a program, by its path. It therefore imports nothing from its own
+package, which would load PyTorch: workers do not need it.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from PIL import Image
 
 PACKAGES = ("dicebear-core", "dicebear-styles", "resvg-py")
 COUNTS = {"train": 5000, "heldout": 500}
-LARGEST = 8192  # pixels a side; Pillow would take a larger file for a decompression bomb
+MAX_RESOLUTION = 8192  # pixels a side; Pillow would refuse a larger file as a decompression bomb
 STALE_SECONDS = 3600.0
-# resvg draws a clip path through a mask of the whole canvas, over half of the drawing time. Where the clip is the
-# canvas itself it cuts nothing off, and an isolated group, the other thing it makes, gives the very same pixels.
+# resvg draws a clip path through a mask of the whole canvas, which takes over half of the drawing time. A clip path
+# that is the whole canvas cuts nothing off; its only other effect is that of an isolated group, which gives the same
+# pixels.
 WHOLE_CANVAS = '<rect width="100" height="100" rx="0" ry="0"/></clipPath>'
 CLIP = re.compile(r' clip-path="url\(#[^)"]*\)"')
 
 
 class LandscapeSource:
-    """Landscapes of R×R pixels, kept as PNG files below `cache_root` and drawn when they are not there.
+    """Landscapes of R×R pixels, kept as PNG files below `cache_root` and drawn if they are not there.
 
-    Training image i is drawn from the seed str(i), held-out image i from the seed str(5000 + i), so an image depends on
-    its index alone, never on what has been drawn before. Without a cache that can be written, images are drawn each
-    time, with one warning. A damaged file in the cache is drawn again.
+    Training image i is drawn from the seed str(i), held-out image i from the seed str(5000 + i), so an image depends
+    only on its index, and not on the images that were drawn before. If no cache can be written, images are drawn each
+    time, with one warning. If a file in the cache is damaged, it is drawn again.
     """
 
     name = "landscapes"
@@ -59,7 +60,7 @@ class LandscapeSource:
         return self._count
 
     def load(self, index: int) -> np.ndarray:
-        """Image `index`: uint8 [R, R, 3], RGB in 0 … 255. Raises IndexError outside of 0 … len - 1."""
+        """Image `index`: uint8 [R, R, 3], RGB in 0 … 255. Raises IndexError if it is outside of 0 … len - 1."""
         seed = self._seed(index)
         if self.folder is not None:
             pixels = _read(_path(self.folder, seed), self.resolution)
@@ -74,11 +75,11 @@ class LandscapeSource:
         return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
 
     def is_cached(self, index: int) -> bool:
-        """Whether image `index` need not be drawn."""
+        """Whether image `index` is in the cache, so that it need not be drawn."""
         return self.folder is not None and _path(self.folder, self._seed(index)).exists()
 
     def prepare(self, indices: Iterable[int], workers: int) -> Drawing:
-        """Start drawing the images among `indices` that are not cached, in their order, in `workers` processes."""
+        """Start to draw the images among `indices` that are not cached, in this order, in `workers` processes."""
         try:
             self._make_folder()
             _remove_stale(self.folder)
@@ -92,7 +93,7 @@ class LandscapeSource:
 
     def _make_folder(self) -> None:
         if self.folder is None:
-            raise OSError("there is no home folder; the environment variable CIPS_FAST_CACHE may name another one")
+            raise OSError("there is no home folder; the environment variable CIPS_FAST_CACHE can name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _seed(self, index: int) -> int:
@@ -109,7 +110,7 @@ class LandscapeSource:
 
 
 class Drawing:
-    """Background processes drawing landscapes into a folder. They end with this process, however it ends.
+    """Background processes that draw landscapes into a folder. They end when this process ends, however it ends.
 
     Attributes:
         total: how many images were missing at the start.
@@ -125,7 +126,10 @@ class Drawing:
 
     @property
     def done(self) -> int:
-        """How many of the missing images are there now, whoever drew them; lists the folder, a few milliseconds."""
+        """How many of the missing images are there by now, even if other processes drew them.
+
+        The folder is listed, which takes a few milliseconds.
+        """
         try:
             return len(self._names & set(os.listdir(self._folder))) if self._names else 0
         except OSError:  # the folder has been removed
@@ -133,11 +137,11 @@ class Drawing:
 
     @property
     def running(self) -> bool:
-        """Whether a process is still drawing; false with done < total when they failed or were stopped."""
+        """Whether a process is still drawing. If not, and done < total, the processes failed or were stopped."""
         return any(process.poll() is None for process in self._processes)
 
     def stop(self) -> None:
-        """End the processes and wait for them; what is drawn stays. A second call does nothing."""
+        """End the processes and wait for them. Images that are drawn stay. A second call does nothing."""
         for process in self._processes:
             process.terminate()
         for process in self._processes:
@@ -159,13 +163,13 @@ def missing_packages() -> list[str]:
 
 def draw(seed: int, resolution: int) -> bytes:
     """Landscape number `seed` as a PNG of `resolution`×`resolution` opaque pixels."""
-    import resvg_py  # here and in `_style`: a run whose landscapes are all cached loads no renderer
+    import resvg_py  # here, as in `_style`, so that a run whose landscapes are all cached needs no renderer
 
     png = resvg_py.svg_to_bytes(
         svg_string=_without_idle_clip(_svg(seed)),
         width=resolution,
         height=resolution,
-        background="#ffffff",  # nothing shows through today, and this keeps it so
+        background="#ffffff",  # today's landscapes cover all of it; this keeps others opaque as well
         skip_system_fonts=True,
     )
     return bytes(png)
@@ -194,11 +198,11 @@ def _path(folder: Path, seed: int) -> Path:
 
 
 def _read(path: Path, resolution: int) -> np.ndarray | None:
-    """The cached image, or None where it is missing, damaged or of another size."""
+    """The cached image, or None if it is missing, damaged or of another size."""
     try:
         png = path.read_bytes()
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            image.verify()  # the checksums; Pillow does not look at those of pixels when it decodes them
+            image.verify()  # compares the checksums; decoding alone does not compare those of the pixels
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
             pixels = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError):
@@ -207,7 +211,7 @@ def _read(path: Path, resolution: int) -> np.ndarray | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that other processes see whole or not at all."""
+    """Write a file that other processes see whole or not at all: `cips_fast.files.atomic` cannot be imported here."""
     temp = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         temp.write_bytes(data)
@@ -217,17 +221,17 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove what killed processes left behind; young files may still be in the writing."""
+    """Remove the temporary files that killed processes left; younger ones may still be written."""
     for temp in folder.glob("*.tmp"):
         try:
             if time.time() - temp.stat().st_mtime > STALE_SECONDS:
                 temp.unlink()
         except FileNotFoundError:
-            pass  # its writer, or another cleaner, was faster
+            pass  # its writer has moved it, or another process has removed it
 
 
 def _start(folder: Path, resolution: int, seeds: list[int]) -> subprocess.Popen:
-    # A program of its own: forking a process with torch's threads is unsafe, and spawning runs the caller's main again.
+    # A separate program, since forking is unsafe with PyTorch's threads, and spawning runs the caller's main again.
     with tempfile.TemporaryFile("w+") as numbers:
         json.dump(seeds, numbers)
         numbers.seek(0)
@@ -235,14 +239,14 @@ def _start(folder: Path, resolution: int, seeds: list[int]) -> subprocess.Popen:
             [sys.executable, __file__, str(folder), str(resolution), str(os.getpid())],
             stdin=numbers,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # this file's neighbours must not shadow other packages
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # so that no file in this folder shadows another package
         )
 
 
 def _work(folder: Path, resolution: int, parent: int) -> None:
-    """A worker: draw the numbers on stdin, at low priority, for as long as the parent lives."""
-    # Ctrl-C is the trainer's to handle; it stops the drawing. A group, not a session: Linux weighs sessions against
-    # each other before it looks at niceness, and half of the processor would be gone.
+    """A worker: draw the landscapes whose numbers stdin holds, at low priority, as long as the parent process lives."""
+    # Ctrl-C must reach only the trainer, which stops the workers. A process group does that. A session would, too, but
+    # Linux shares the processor evenly among sessions, whatever their niceness, and the workers would get half of it.
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     if hasattr(os, "nice"):

@@ -63,8 +63,10 @@ def check_source(data: str, resolution: int, *, geometry: str = "plane", split: 
     if geometry == "cylinder" and data != "bluemarble":
         raise DataError(f"{data!r} has no panoramas of 360 degrees; for --geometry cylinder it may be bluemarble")
     if data == "landscapes":
-        if resolution > landscapes.LARGEST:
-            raise DataError(f"landscapes have no resolution {resolution}: --res may be up to {landscapes.LARGEST}")
+        if resolution > landscapes.MAX_RESOLUTION:
+            raise DataError(
+                f"landscapes have no resolution {resolution}: --res may be up to {landscapes.MAX_RESOLUTION}"
+            )
     elif data == "bluemarble":
         bluemarble.check_resolution(resolution, panorama=geometry == "cylinder")
     else:
