@@ -20,7 +20,7 @@ from .contest import DEVICE, DTYPES, PLAIN, QUICK, Group
 from .problem import FLOOR
 
 BATCH = 2 if QUICK else 16 if DEVICE == "cpu" else 4
-HOW = {"published": published_formulation.render, "eager": eager, "ours": None}
+HOW = {"published": published_formulation.synthesis, "eager": eager, "ours": None}
 
 
 class Step:

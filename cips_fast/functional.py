@@ -1,6 +1,6 @@
-"""Public operations, one layer each: argument checks and the choice of backend.
+"""The public operations of one layer: argument checks, and the choice of the backend that computes them.
 
-`cips_fast.backends.choice` says what the backends are: `auto`, `triton`, `cpu` and `reference`.
+The backends are `auto`, `triton`, `cpu` and `reference`; `cips_fast.backends.choice` describes them.
 """
 
 import torch
@@ -22,12 +22,12 @@ def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True, backend:
 
     Args:
         weight: raw weights, drawn N(0, 1), floating [O, I].
-        style: per-sample scales of the inputs, the weight's dtype [B, I].
+        style: scales of the inputs for every sample, in the weight's dtype [B, I].
         demodulate: normalise every output's weights to unit length.
         backend: `auto`, `triton`, `cpu` (here the same as `reference`) or `reference`.
 
     Returns:
-        Modulated weights, the weight's dtype [B, O, I].
+        Modulated weights in the weight's dtype [B, O, I].
 
     Raises:
         ValueError: a shape, device or backend does not fit.
@@ -50,18 +50,18 @@ def mod_fc(
     activation: str = "lrelu",
     backend: str = "auto",
 ) -> Tensor:
-    """Apply a fully-connected layer whose weights a style modulates to every pixel.
+    """Apply a fully-connected layer, whose weights are modulated by a style, to every pixel.
 
     y = activation(W' x + β),  W' = modulate(W, s)   (Anokhin et al., arXiv 2011.13775, section 3)
 
     Args:
-        x: features, floating [B, P, I], or [1, P, I] shared by the batch.
-        weight: raw weights, drawn N(0, 1), of x's dtype unless under autocast [O, I].
-        style: of the weight's dtype [B, I].
+        x: features, floating [B, P, I], or [1, P, I] if all images share them.
+        weight: raw weights, drawn N(0, 1), in x's dtype unless under autocast [O, I].
+        style: in the weight's dtype [B, I].
         bias: floating [O].
         demodulate: normalise every output's modulated weights to unit length.
         activation: `lrelu` √2·lrelu₀.₂, `linear`, `sin`, or `sinrelu` (√2·[lrelu₀.₂ of even channels; sine of odd]).
-        backend: `auto`, `triton`, `cpu` or `reference`. On `triton` sines are a pass of their own.
+        backend: `auto`, `triton`, `cpu` or `reference`. On `triton` sines are a separate pass, see kernels/mod_fc.py.
 
     Returns:
         Features [B, P, O]. Under autocast they have its dtype, as after `torch.nn.Linear`.
@@ -77,7 +77,7 @@ def mod_fc(
         raise ValueError(f"x: got shape {list(x.shape)}, must be [{batch}, P, {weight.shape[1]}]")
     if x.shape[0] not in (1, style.shape[0]):
         wanted = [x.shape[0], weight.shape[1]]
-        raise ValueError(f"style: got shape {list(style.shape)} for x {list(x.shape)}, must be {wanted}, one an image")
+        raise ValueError(f"style: got shape {list(style.shape)} for x {list(x.shape)}, must be {wanted}")
     _check_device("x", x, weight)
     if bias is not None:
         _check_floating("bias", bias)
@@ -113,7 +113,7 @@ def noisy_mod_fc(
     activation: str = "lrelu",
     backend: str = "auto",
 ) -> Tensor:
-    """`mod_fc` with noise: activation(W' x + strength·n + β), n drawn N(0, 1), one number a pixel.
+    """`mod_fc` with noise: activation(W' x + strength·n + β), n drawn N(0, 1), one number per pixel.
 
     Args, Returns and Raises as in `mod_fc`; strength [].
     """
@@ -169,27 +169,29 @@ def fourier_encode(
         raise ValueError(f"coords: got shape {list(coords.shape)}, must be [B, P, {freq.shape[1]}]")
     if table is None and table_coords is not None:
         raise ValueError("table_coords: given without a table")
-    at = coords if table_coords is None else table_coords
+    read_at = coords if table_coords is None else table_coords
     if table is not None:
         if table.dim() != 3 or table.shape[2] != freq.shape[0] or 0 in table.shape:
             raise ValueError(f"table: got shape {list(table.shape)}, must be [H, W, {freq.shape[0]}]")
-        if at.shape != (*coords.shape[:2], 2):
+        if read_at.shape != (*coords.shape[:2], 2):
             name = "coords" if table_coords is None else "table_coords"
-            raise ValueError(f"{name}: got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]} to read the table")
+            raise ValueError(
+                f"{name}: got shape {list(read_at.shape)}, must be {[*coords.shape[:2], 2]} to read the table"
+            )
     chosen = resolve_backend(backend, freq.device, freq.dtype)
-    # Under autocast F c would be rounded to 8 bits before the sine, and every pixel's position with it.
+    # Under autocast F c would be rounded to 8 bits before the sine, and with it the position of every pixel.
     with without_autocast(coords):
         if is_one_operator(chosen, freq.dtype):
             if chosen == "triton" and freq.shape[1] not in (2, 3):
                 raise ValueError(f"freq: got {freq.shape[1]} coordinate dimensions, backend 'triton' takes 2 or 3")
             rows = coords.flatten(0, 1).float()
-            read_at = None if table is None else at.flatten(0, 1).float()
+            points = None if table is None else read_at.flatten(0, 1).float()
             operator = triton_ops.fourier if chosen == "triton" else cpu_ops.fourier
-            out = operator(rows, freq, phase, read_at, table, align_corners, dtype or coords.dtype)
+            out = operator(rows, freq, phase, points, table, align_corners, dtype or coords.dtype)
             return out.unflatten(0, coords.shape[:2])
         encoded = ref.fourier_encode_ref(coords, freq, phase)
         if table is not None:
-            encoded = torch.cat([encoded, ref.embed_coords_ref(at, table, align_corners)], -1)
+            encoded = torch.cat([encoded, ref.embed_coords_ref(read_at, table, align_corners)], -1)
         return encoded if dtype is None else encoded.to(dtype)
 
 

@@ -13,8 +13,8 @@ from cips_fast.kernels import tiles
 from cips_fast.kernels.chips import INTERPRETER
 from cips_fast.kernels.device import interpreter_refusal, standing_in
 
+from .devices import Device
 from .interpreter import Interpreter
-from .places import Place
 
 # Versions of PyTorch that ask for it do so when it is too late to be given.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -119,8 +119,8 @@ def poison():
 
 
 @pytest.fixture
-def place(request, interpreter, poison) -> Place:
-    """One of `places.PLACES`, with kernels started there."""
+def device(request, interpreter, poison) -> Device:
+    """One of `devices.DEVICES`, with kernels started there."""
     where = request.param
     with standing_in(interpreter) if where.name == "interpreter" else contextlib.nullcontext():
         yield where

@@ -38,9 +38,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(autotune, "_all_refused", set())
-    autotune._known.cache_clear()
+    autotune._known.clear()
     yield tried
-    autotune._known.cache_clear()
+    autotune._known.clear()
 
 
 def choose(shape=SHAPE, batch=1, dtype=torch.float16, variant=""):
@@ -56,7 +56,7 @@ def test_the_fastest_is_chosen_once_and_kept(gpu, cache, capsys):
     gpu.clear()
     assert choose() == chosen
     assert choose((50000, 512, 512)) == chosen  # of the same size, rounded up
-    autotune._known.cache_clear()  # as in a new process
+    autotune._known.clear()  # as in a new process
     assert choose() == chosen
     assert gpu == []
     (file,) = (cache / "tiles").iterdir()
@@ -290,7 +290,7 @@ def test_a_damaged_file_counts_as_none(gpu, cache, content):
     choose()
     (file,) = (cache / "tiles").iterdir()
     file.write_text(content)
-    autotune._known.cache_clear()
+    autotune._known.clear()
     gpu.clear()
     choose()
     assert gpu != []

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from cips_fast import ModFC, ToRGB, functional
 from cips_fast import reference as ref
+from cips_fast.kernels import formulas
 from cips_fast.kernels.device import standing_in
 
 from .conftest import HAVE_TRITON
@@ -46,6 +47,12 @@ def loop_mod_fc(x, weight, style, bias, demodulate, activation):
         even, odd = y[..., 0::2], y[..., 1::2]
         return math.sqrt(2) * torch.cat([torch.where(even > 0, even, 0.2 * even), odd.sin()], -1)
     return y
+
+
+def test_the_kernels_have_the_numbers_of_the_specification():
+    kernels = (formulas.LRELU_SLOPE, formulas.LRELU_GAIN, formulas.DEMODULATION_EPS)
+    assert kernels == (ref.LRELU_SLOPE, ref.LRELU_GAIN, ref.EPS)
+    assert math.sqrt(0.5) == formulas.INVERSE_SQRT_2
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

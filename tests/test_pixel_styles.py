@@ -11,7 +11,7 @@ from cips_fast.kernels.device import standing_in
 from cips_fast.pixel_styles import mixed_fc
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
-from .places import PLACES
+from .devices import DEVICES
 
 TINY = {"size": 8, "width": 24, "style_features": 16, "embedding_size": 4}
 
@@ -77,22 +77,22 @@ def check_kernel(shape, device, dtype, *, shared=False, **options):
     assert_as_accurate([got], [plain], [wanted], dtype)
 
 
-@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("activation", ["lrelu", "linear"])
-def test_the_kernel(place, shape, shared, activation):
+def test_the_kernel(device, shape, shared, activation):
     options = {"activation": activation, "demodulate": activation == "lrelu"}
-    check_kernel(shape, place.device, place.dtype, shared=shared, **options)
+    check_kernel(shape, device.kind, device.dtype, shared=shared, **options)
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_a_norm_that_overflows_gives_nan_and_not_0(place):
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_a_norm_that_overflows_gives_nan_and_not_0(device):
     """Pixels that have nothing of the anchor with such a style may be NaN, too, but no pixel may be a wrong number."""
     rng = torch.Generator().manual_seed(0)
-    x, weight, styles = (draw(rng, *shape).to(place.device, place.dtype) for shape in [(1, 70, 5), (6, 5), (3, 5)])
+    x, weight, styles = (draw(rng, *shape).to(device.kind, device.dtype) for shape in [(1, 70, 5), (6, 5), (3, 5)])
     styles[1] *= 1e22
-    mix = torch.eye(3, device=place.device)[torch.arange(70) % 3][None]
+    mix = torch.eye(3, device=device.kind)[torch.arange(70) % 3][None]
     y, truth = (mixed_fc(x, weight, styles, None, mix, backend=backend) for backend in ("triton", "reference"))
     assert y[:, 1::3].isnan().all()
     assert truth[:, 1::3].isnan().all()
@@ -100,19 +100,19 @@ def test_a_norm_that_overflows_gives_nan_and_not_0(place):
     assert (right | y.isnan()).all()
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_what_the_kernel_leaves_to_others(place):
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_what_the_kernel_leaves_to_others(device):
     """Sines are a pass of their own; where a gradient is wanted it is not asked at all."""
-    check_kernel((2, 20, 17, 6, 3), place.device, place.dtype, activation="sinrelu")
+    check_kernel((2, 20, 17, 6, 3), device.kind, device.dtype, activation="sinrelu")
     x, weight, styles, mix = torch.randn(1, 9, 5), torch.randn(6, 5), torch.randn(2, 5), torch.rand(1, 9, 2)
     y = mixed_fc(x, weight.requires_grad_(), styles, None, mix, backend="triton")
     assert torch.equal(y, mixed_fc(x, weight, styles, None, mix, backend="reference"))
     assert torch.autograd.grad(y.sum(), weight)[0].abs().max() > 0
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
 @pytest.mark.parametrize("options", [{}, {"variant": "res", "width": [24, 16]}], ids=str)
-def test_a_generator_on_the_kernels(place, options):
+def test_a_generator_on_the_kernels(device, options):
     torch.manual_seed(0)
     generator = CIPSGenerator(**TINY | options).eval().requires_grad_(False)
     w, mix = generator.mapping(torch.randn(3, 16)), torch.rand(5, 9, 3).softmax(-1)

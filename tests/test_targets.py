@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 
-from cips_fast.kernels.chips import TARGETS, chip_of
+from cips_fast.kernels.chips import TARGETS, chip_of, own_kind
 from cips_fast.kernels.report.compile import Resources, compile_call, resources
 from cips_fast.kernels.report.workload import production_calls
 
@@ -35,7 +35,7 @@ def compile_one(job: tuple[str, int]) -> tuple[str, dict, bool, Resources]:
     target, index = job
     call = production_calls(target)[index]
     factors = next((call.arguments[name] for name in ("dz_ptr", "x_ptr", "w_ptr") if name in call.arguments), None)
-    is_half = factors is not None and factors.dtype.itemsize == 2
+    is_half = factors is not None and own_kind(factors.dtype) == "half"
     return call.kernel.fn.__name__, dict(call.constants), is_half, resources(compile_call(call, target))
 
 
