@@ -66,7 +66,8 @@ def method_for(network: Network, coords: Tensor, table_coords: Tensor | None, dt
         return asked
     B, P, widths = network.batch, coords.shape[1], network.widths
     arch = architecture(coords.device)
-    # A narrow network has as many tiles of pixels in one launch as each of its layers has in a launch of its own.
+    # A narrow network in one launch has as many tiles of pixels as a launch of one of its layers. So even for few
+    # pixels, launches layer by layer would not keep more processors busy.
     in_one_launch = stack_narrow.serves(network, dtype, arch) or stack_fits(B * P, max(widths), dtype, arch)
     suggested = "stack" if in_one_launch else "layered"
     prefix = "res " if network.residual else ""

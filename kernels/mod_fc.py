@@ -7,9 +7,9 @@ element is written by one program.
 
 Why lrelu is the only activation in this kernel: lrelu is positively homogeneous, g·lrelu(v) = lrelu(g·v) for g > 0, so
 its gain is part of the small weights and biases instead of a pass over the pixels. Its derivative depends only on the
-sign of v, which is the sign of y, so the backward kernels need no other activation than y, which the next layer reads
-anyway; a residual block stores one sign per element. A sine or a GELU has neither property: the backward pass would
-need v as well. These activations are a separate pass by PyTorch over a linear layer (`functional.mod_fc`).
+sign of v, which is the sign of y. So the backward pass needs nothing but y, which is kept anyway as the input of the
+next layer; a residual block keeps one sign per element. A sine or a GELU has neither property: v would have to be kept,
+too. Such an activation is a separate pass by PyTorch after a linear layer (`cips_fast.functional.mod_fc`).
 
     B images   P pixels   I in channels   O out channels
 """

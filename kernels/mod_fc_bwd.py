@@ -166,7 +166,7 @@ def mod_fc_wgrad_kernel(
 
     dz_ptrs = dz_ptr + b * dz_stride_b + offs_p[:, None] * dz_stride_p + offs_o[None, :]
     x_ptrs = x_ptr + b * x_stride_b + offs_p[:, None] * x_stride_p + offs_i[None, :]
-    # int64, because the product with a stride may be.
+    # int64, because the product with a stride may exceed int32.
     step = tl.full([], BLOCK_P, tl.int64)
     acc = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
     for p in range(0, pixels, BLOCK_P):

@@ -102,7 +102,7 @@ def stack_kernel(
     freq_ptr,  # [C, D]
     phase_ptr,  # [C]
     table_ptr,  # [H, W, C]
-    entries_ptr,  # int32 [steps, FIELDS]
+    entries_ptr,  # int32 [entries, FIELDS], see stack_plan.py
     w_ptr,  # modulated weights, each sample's one after another [B, ...]
     bias_ptr,  # float32: that of the colours [3], then those of the layers, with the gain in them
     scratch_ptr,  # [programs, regions, region_size]

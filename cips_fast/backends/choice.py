@@ -54,7 +54,8 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
                 "before Python starts; may be 'auto', 'cpu' or 'reference'"
             )
         if dtype not in TRITON_DTYPES:
-            raise TypeError(f"dtype: got {dtype}, backend 'triton' takes bfloat16, float16 or float32")
+            *names, last = (str(each).removeprefix("torch.") for each in TRITON_DTYPES)
+            raise TypeError(f"dtype: got {dtype}, backend 'triton' takes {', '.join(names)} or {last}")
         if in_transform():
             raise NotImplementedError(
                 "backend: got 'triton' inside torch.func's transforms or forward-mode differentiation, which its "
