@@ -1,4 +1,4 @@
-"""Measured tiles: tried once, kept on disk, never where they may not be. Times are given, no GPU is measured."""
+"""Measured tiles: measured once, kept on disk, and not measured where that is not allowed. The times are made up."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ SHAPE = (60000, 512, 512)
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Something that looks like a GPU to the tuner, and takes a time that grows with the tile's depth."""
+    """A GPU, as far as the tuner knows; its times grow with the depth of the tiles."""
     tried = []
 
     def milliseconds(call):
@@ -118,7 +118,7 @@ GOOD, BAD = Tiles(64, 64, 32, 4, 2), Tiles(128, 256, 64, 8, 4)
 
 
 class Kernel:
-    """Behaves as a `triton.JITFunction`: compiling and starting it raise what they are given, unless the tile is GOOD.
+    """Behaves as a `triton.JITFunction`: compiling and starting it raise given errors, unless the tile is GOOD.
 
     Args:
         compiling: what the compiler raises.

@@ -55,7 +55,7 @@ def test_without_bias_and_demodulation(device, images, shared, activation):
     st.booleans(),
 )
 def test_layers_of_drawn_shapes(shape, shared, demodulate):
-    """Where no gradient is luck: in float32, of 8 inputs at least; what demodulation leaves of few cancels."""
+    """Float32, at least 8 inputs: with fewer the terms of a gradient nearly cancel, and only rounding errors remain."""
     check_layer(shape, DEVICES["fp32"], backend="cpu", shared=shared, demodulate=demodulate)
 
 
@@ -89,7 +89,7 @@ def test_strides_change_nothing(device, images, shared, activation):
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_under_autocast(x_dtype, dtype):
-    """As accurate as eager PyTorch under it, and gradients have the dtypes of what they are gradients of."""
+    """Results are as accurate as those of eager PyTorch under autocast; gradients have the dtypes of their inputs."""
     *inputs, upstream = layer_inputs((2, 65, 33, 10), DEVICES["bf16"])
     upstream = off_the_kink(inputs, upstream)
 
@@ -120,7 +120,7 @@ def test_only_wanted_gradients_are_computed(index, products, monkeypatch):
     monkeypatch.setattr(cpu_ops, "product", lambda a, b: called.append(a) or cpu_layer.product(a, b))
     inputs[index].requires_grad_()
     layer(*inputs).backward(upstream)
-    assert [t.grad is not None for t in inputs] == [place == index for place in range(4)]
+    assert [t.grad is not None for t in inputs] == [other == index for other in range(4)]
     assert len(called) == products
 
 
@@ -170,8 +170,8 @@ def test_function_transforms_take_the_formulas(compiled):
 
 @pytest.fixture
 def rows_of_8(monkeypatch):
-    """Points that a thread encodes at a time."""
-    monkeypatch.setattr(cpu_ops, "ROWS", 8)
+    """A thread encodes 8 points at a time."""
+    monkeypatch.setattr(cpu_ops, "POINTS_PER_PIECE", 8)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -195,7 +195,7 @@ def test_result_may_be_half():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_grid_takes_cells_as_they_are(dtype):
-    """As near as float32 comes to their centres; beside them every cell counts by its share."""
+    """Points as near to a cell's centre as float32 allows read only that cell; other points mix the four cells."""
     (H, W), rng = (37, 53), torch.Generator().manual_seed(0)
     table, freq, phase = torch.randn(H, W, 4, generator=rng), torch.zeros(4, 2), torch.zeros(4)
     grid = grids.plane(H, W).view(1, -1, 2)

@@ -18,11 +18,11 @@ from .accuracy import assert_as_accurate, draw, value_and_gradients
 from .devices import DEVICES
 from .test_functional import read_table
 
-FP32 = [DEVICES[0], DEVICES[2]]  # coordinates are float32 whatever the result is
+FP32 = [DEVICES[0], DEVICES[2]]  # coordinates are float32, whatever the dtype of the result is
 
 
 def encoding_inputs(device, *, batch=2, points=45, channels=20, dims=2, cells=(5, 7)):
-    """Coordinates beyond the border too, frequencies, phases, a table, an upstream gradient: float32."""
+    """Coordinates (some beyond the border), frequencies, phases, a table and an upstream gradient, float32."""
     rng = torch.Generator().manual_seed(points * 31 + channels)
     coords = torch.rand(batch, points, dims, generator=rng, dtype=torch.float64) * 2.4 - 1.2
     rest = [draw(rng, *shape) for shape in ((channels, dims), (channels,), (*cells, channels))]
@@ -37,7 +37,7 @@ def check_encoding(inputs, upstream, ours="triton", **options):
     wanted = value_and_gradients(call("reference"), [t.double() for t in inputs], upstream)
     plain = value_and_gradients(call("reference"), inputs, upstream)
     got = value_and_gradients(call(ours), inputs, upstream)
-    # A cosine near its zero is as far off as any other, and is no measure of itself.
+    # Near its zero a cosine has the same absolute error as elsewhere, so its relative error says nothing.
     assert_as_accurate(got, plain, wanted, torch.float32, scale=float(upstream.norm()))
 
 
@@ -85,7 +85,7 @@ def test_sine_is_right_for_large_arguments(device, dims, largest):
     assert argument.abs().max() > largest / 3
     got = functional.fourier_encode(coords, freq, phase, backend="triton")
     assert (got - argument.sin()).abs().max() < 1e-5
-    if largest == 1e4:  # plain float32 has lost these digits before the sine
+    if largest == 1e4:  # in plain float32 these digits are lost before the sine
         assert (functional.fourier_encode(coords, freq, phase, backend="reference") - argument.sin()).abs().max() > 1e-4
 
 
@@ -101,7 +101,7 @@ def test_cosines_of_the_gradient_are_right_for_large_arguments(device):
     got = value_and_gradients(
         lambda *t: functional.fourier_encode(*t, backend="triton"), [coords, freq, phase], upstream[..., :20]
     )
-    # Plain float32 is no measure here: the formulas in float64, and 1e-5 of each.
+    # Plain float32 is too inaccurate to compare with; the bound is 1e-5 of the float64 result.
     for ours, truth in zip(got, wanted, strict=True):
         assert (ours.double() - truth).norm() <= 1e-5 * truth.norm()
 
@@ -156,7 +156,7 @@ def test_table_gradient_has_equal_bits_in_two_runs(device, where):
 @pytest.mark.parametrize("device", FP32, indirect=True)
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_coordinates_on_the_border_have_the_gradient_of_grid_sample(device, align_corners):
-    """All pixels of a native grid's rim lie there."""
+    """All pixels on the rim of a native grid are there."""
     coords = grids.plane(6, 6, (-1.5, -1.5, 1.5, 1.5)).view(1, 36, 2).clone()
     coords[0, :25] = grids.plane(5, 5).view(25, 2)
     coords = coords.to(device.kind)
@@ -232,14 +232,14 @@ STRAY = [math.nan, math.inf, -math.inf, 1e38, -1e38]
 @pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_a_stray_coordinate_is_its_own_points_alone(interpreter, large_tiles, backend, align_corners):
-    """Values and gradients of the others are what they are without it, and no address comes from it."""
+    """Values and gradients of the other points do not change, and no address is computed from the stray coordinate."""
     coords, freq, phase, table, upstream = encoding_inputs(DEVICES[0].values[0], batch=1, points=24)
     stray = coords.clone()
-    places = torch.arange(2 * len(STRAY)).view(len(STRAY), 2) + 3
+    points = torch.arange(2 * len(STRAY)).view(len(STRAY), 2) + 3
     for axis in range(2):
-        stray[0, places[:, axis], axis] = torch.tensor(STRAY)
-    others = torch.ones(24, dtype=torch.bool).index_fill_(0, places.flatten(), False)
-    upstream = upstream * others[:, None]  # of which gradients of what all points share are sums
+        stray[0, points[:, axis], axis] = torch.tensor(STRAY)
+    others = torch.ones(24, dtype=torch.bool).index_fill_(0, points.flatten(), False)
+    upstream = upstream * others[:, None]  # so that stray points do not add to the gradients of the parameters
 
     def encode(*tensors):
         return functional.fourier_encode(*tensors, align_corners=align_corners, backend=backend)
@@ -253,9 +253,9 @@ def test_a_stray_coordinate_is_its_own_points_alone(interpreter, large_tiles, ba
     )
     for ours, truth in zip(got[:2], wanted[:2], strict=True):
         torch.testing.assert_close(ours[:, others].double(), truth[:, others], rtol=1e-4, atol=1e-4)
-    assert got[0][0, places[0]].isnan().all()  # NaN in either coordinate: waves and what the table holds
-    assert got[0][0, places[1:3], :20].isnan().all()  # infinite: the waves; the table is read at its border
-    for infinite, x in ((places[1, 0], 1.5), (places[2, 0], -1.5)):
+    assert got[0][0, points[0]].isnan().all()  # a NaN in either coordinate: the waves and the read are NaN
+    assert got[0][0, points[1:3], :20].isnan().all()  # infinite: the waves are NaN; the table is read at its border
+    for infinite, x in ((points[1, 0], 1.5), (points[2, 0], -1.5)):
         border = torch.tensor([[[x, coords[0, infinite, 1]]]])
         wanted_read = ref.embed_coords_ref(border, table, align_corners)[0, 0]
         torch.testing.assert_close(got[0][0, infinite, 20:], wanted_read, rtol=1e-4, atol=1e-4)

@@ -138,7 +138,7 @@ def test_strided_inputs_give_the_same_bits(device):
 
 @pytest.mark.parametrize("device", DEVICES[2:], indirect=True)
 def test_two_runs_give_equal_bits(device):
-    """On a GPU, where blocks run in no order; without one, test_executed.py shuffles warps and blocks."""
+    """This needs a GPU, where the order of blocks is arbitrary; test_executed.py shuffles warps and blocks instead."""
     *inputs, upstream = layer_inputs((2, 150, 40, 70), device)
     layer = lambda *t: functional.mod_fc(*t, backend="triton")
     first, second = (value_and_gradients(layer, inputs, upstream) for _ in range(2))
@@ -166,7 +166,7 @@ def test_rgb_tap_in_the_epilogue(device, residual):
     assert parts.shape[1:] == (2, 45, 3)
     *wanted, own = formula(*(t.double() for t in (x, w, bias, tap, around)))
     assert_as_accurate([y, parts.sum(0)], formula(x, w, bias, tap, around)[:2], wanted, device.dtype)
-    certain = own.abs() > 0.02  # but for rounding
+    certain = own.abs() > 0.02  # elsewhere rounding may change the sign
     assert not residual or torch.equal(signs[certain], (own > 0).byte()[certain])
 
 
@@ -235,7 +235,7 @@ def test_autocast_is_respected_as_by_linear(device):
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_operator_is_registered_as_pytorch_asks(interpreter, shared):
-    """Schema, fake tensors, autograd; without poison, since opcheck compares what is never written too."""
+    """Schema, fake tensors, autograd; without poison, because opcheck also compares memory that is never written."""
     x, weight, style, bias, upstream = layer_inputs((2, 9, 6, 4), DEVICES[0].values[0], shared=shared)
     arguments = [t.requires_grad_() for t in (x, weight, style, bias)]
     with standing_in(interpreter):

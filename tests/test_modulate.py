@@ -53,7 +53,7 @@ def test_weights_of_drawn_shapes(device, shape, demodulate):
 
 @pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
 def test_a_style_of_zeros_gives_zeros(device):
-    """The 1e-8 under the root is all that stands against a division by zero."""
+    """Only the 1e-8 under the root prevents a division by zero."""
     weight, style, upstream = modulation_inputs((2, 3, 33), device)
     style[1] = 0
 

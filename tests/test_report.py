@@ -1,4 +1,4 @@
-"""The report: known figures, what is read from compiled code, and how an image's launches are counted."""
+"""The report: known figures, what is read from compiled code, and how the launches of an image are counted."""
 
 import json
 import re
@@ -201,7 +201,8 @@ def test_kernels_and_operators_are_counted_in_order():
     assert [launch.name for launch in launches] == ["mod_fc_dgrad_kernel", "sum", "mod_fc_wgrad_kernel"]
     tensor = 512 * 64 * 2
     assert launches[0].moved == 3 * tensor + 64 * 64 * 2 + 4 * 64 * 4
-    # x and dx, which the first launch read and wrote, fit in a cache of five such tensors and not in one. The sums do.
+    # x and dx, which the first launch read and wrote, fit in a cache of five such tensors, but not in one of one. The
+    # sums fit in both.
     cached = ledger.found_in_cache(launches, 5 * tensor)
     assert cached == [0, 4 * 64 * 4, 2 * tensor]
     assert ledger.found_in_cache(launches, tensor) == [0, 4 * 64 * 4, 0]
@@ -244,7 +245,7 @@ def test_ways_to_an_image():
     assert stack.launches < layered.launches < eager.launches
     assert stack.bytes < layered.bytes < eager.bytes
     assert stack.floor == pytest.approx(stack.flop / 989e12, rel=0.05)
-    # Layers find what the layer before left; an eager pass over 64 MiB finds nothing of it in 50 MiB.
+    # A layer finds the output of the layer before it in cache; eager passes over 64 MiB find nothing in 50 MiB.
     assert layered.cached > 14 * 65536 * 512 * 2 > 5 * eager.cached
     assert layered.floor_cached < layered.floor
 

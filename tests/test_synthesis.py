@@ -472,9 +472,9 @@ def test_bad_arguments_are_named():
             synthesis(network, *points, pixel_chunk=chunk)
     with pytest.raises(ValueError, match=r"coords: got shape \[3, 21, 2\], must be \[2\|1, P, 2\]"):
         synthesis(network, points[0].expand(3, -1, -1))
-    with pytest.raises(ValueError, match=r"at: got shape \[1, 20, 2\], must be \[1, 21, 2\]"):
+    with pytest.raises(ValueError, match=r"table_coords: got shape \[1, 20, 2\], must be \[1, 21, 2\]"):
         synthesis(network, points[0], points[1][:, 1:])
-    with pytest.raises(ValueError, match=r"at: got shape \[1, 21, 3\]"):
+    with pytest.raises(ValueError, match=r"table_coords: got shape \[1, 21, 3\]"):
         synthesis(*problem(torch.float32, dims=3)[:1], points[0].new_zeros(1, 21, 3))
     with pytest.raises(ValueError, match="inference: got 'fast', may be 'auto', 'stack', 'layered'"):
         synthesis(network, *points, inference="fast")

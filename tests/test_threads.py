@@ -1,4 +1,4 @@
-"""Pieces of work, each with a thread of its own."""
+"""Pieces of work in threads, and pixels in chunks."""
 
 import threading
 
