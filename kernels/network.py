@@ -54,9 +54,13 @@ class Network:
 
         The shortcut is None where the block keeps the width: then its input is added as it is.
         """
-        shortcuts, inputs = iter(range(len(self.shortcuts))), [weight.shape[1] for weight in self.weights]
-        ends = _second_layers(len(self.weights)) if self.residual else []
-        return {end: None if inputs[end - 1] == self.widths[end] else next(shortcuts) for end in ends}
+        blocks: dict[int, int | None] = {}
+        shortcuts = 0
+        for end in _second_layers(len(self.weights)) if self.residual else []:
+            keeps_width = self.weights[end - 1].shape[1] == self.weights[end].shape[0]
+            blocks[end] = None if keeps_width else shortcuts
+            shortcuts += 0 if keeps_width else 1
+        return blocks
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order of the fields."""
