@@ -14,19 +14,19 @@ Cell = str | int | float | None
 LEGEND = """
 Columns of the tables of kernels:
 
-launch        channels in → out, or those of the encoding, and what else the kernel does
-factors       dtype of the factors in products; for kernels without products, that of the activations
-tile          block of the result per program, and how much of the sum per iteration (the constants BLOCK_…)
-warps, stages         warps per program; stages of the pipelined loop
-registers, stack B    32-bit registers and bytes of stack per thread; stack is where registers are spilled to
-shared KiB            shared memory per program
+launch                    channels in → out, or those of the encoding, and what else the kernel does
+factors                   dtype of the factors in products; for kernels without products, that of the activations
+tile                      block of the result per program, and how much of the sum per iteration (the constants BLOCK_…)
+warps, stages             warps per program; stages of the pipelined loop
+registers, stack B        32-bit registers and bytes of stack per thread; stack is where registers are spilled to
+shared KiB                shared memory per program
 programs, warps, limit    how many of them a processor holds, and which resource limits that
 loop … other              instructions in the innermost loop that multiplies: all of them, then by kind
-GFLOP         operations in matrix products
-MB once       bytes moved if every operand is read once and every result is written once
-MB requested  bytes that loads and stores ask for: a tile that several programs need counts several times
-FLOP/B        operations per byte that moves once
-chip, µs      least time on a chip, (a) bounded by arithmetic, (m) by memory that moves once
+GFLOP                     operations in matrix products
+MB once                   bytes moved if every operand is read once and every result is written once
+MB requested              bytes that loads and stores ask for: a tile that several programs need counts several times
+FLOP/B                    operations per byte that moves once
+chip, µs                  least time on a chip, (a) bounded by arithmetic, (m) by memory that moves once
 """
 
 
