@@ -91,14 +91,14 @@ def mod_fc_dgrad_kernel(
     dz_ptrs = dz_ptr + offs_p[:, None] * dz_stride_p + offs_o[None, :]
     w_ptrs = w_ptr + offs_o.to(tl.int64)[:, None] * I + offs_i[None, :]
     tiles_o = tl.cdiv(O, BLOCK_O)
-    steps = tiles_o
+    iterations = tiles_o
     if SUM_B:
-        steps = B * tiles_o
+        iterations = B * tiles_o
     acc = tl.zeros([BLOCK_P, BLOCK_I], tl.float32)
-    for step in range(0, steps):
-        b, o = own_b, step * BLOCK_O
+    for iteration in range(0, iterations):
+        b, o = own_b, iteration * BLOCK_O
         if SUM_B:
-            b, o = (step // tiles_o).to(tl.int64), step % tiles_o * BLOCK_O
+            b, o = (iteration // tiles_o).to(tl.int64), iteration % tiles_o * BLOCK_O
         mask_dz, mask_w = mask_p[:, None], mask_i[None, :]
         if not EVEN_O:
             mask_dz, mask_w = mask_dz & (offs_o < O - o)[None, :], mask_w & (offs_o < O - o)[:, None]
@@ -167,7 +167,7 @@ def mod_fc_wgrad_kernel(
     dz_ptrs = dz_ptr + b * dz_stride_b + offs_p[:, None] * dz_stride_p + offs_o[None, :]
     x_ptrs = x_ptr + b * x_stride_b + offs_p[:, None] * x_stride_p + offs_i[None, :]
     # int64, because the product with a stride may exceed int32.
-    step = tl.full([], BLOCK_P, tl.int64)
+    advance = tl.full([], BLOCK_P, tl.int64)
     acc = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
     for p in range(0, pixels, BLOCK_P):
         mask_dz, mask_x = mask_o[None, :], mask_i[None, :]
@@ -177,8 +177,8 @@ def mod_fc_wgrad_kernel(
         dz = tl.load(dz_ptrs, mask=mask_dz, other=0.0)
         x = tl.load(x_ptrs, mask=mask_x, other=0.0)
         acc = tl.dot(tl.trans(dz), x, acc, input_precision=PRECISION)
-        dz_ptrs += step * dz_stride_p
-        x_ptrs += step * x_stride_p
+        dz_ptrs += advance * dz_stride_p
+        x_ptrs += advance * x_stride_p
     # Half of the tile at a time, as in `mod_fc_dgrad_kernel`.
     HALF: tl.constexpr = BLOCK_I // 2
     left, right = acc.reshape(BLOCK_O, 2, HALF).permute(0, 2, 1).split()

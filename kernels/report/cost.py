@@ -79,7 +79,7 @@ def cost(call: Call) -> Cost:
 
 def distinct(t: Tensor) -> int:
     """The number of elements that a tensor has in memory; expanded dimensions count once."""
-    return prod(n for n, step in zip(t.shape, t.stride(), strict=True) if step or n == 0)
+    return prod(n for n, stride in zip(t.shape, t.stride(), strict=True) if stride or n == 0)
 
 
 def _tiles(call: Call, dimension: str) -> int:

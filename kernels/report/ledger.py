@@ -165,6 +165,6 @@ def _overlap(wanted: tuple[int, int, int], held: Iterable[tuple[int, int, int]])
 
 def _storage_range(t: Tensor) -> tuple[int, int, int]:
     """A tensor's storage, and the offsets of its first byte and after its last byte in it."""
-    last = sum((n - 1) * launch for n, launch in zip(t.shape, t.stride(), strict=True)) if t.numel() else -1
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True)) if t.numel() else -1
     start = t.storage_offset()
     return t.untyped_storage()._cdata, start * t.element_size(), (start + last + 1) * t.element_size()
