@@ -109,7 +109,7 @@ def test_memory_that_published_keeps(benchmark, run, size, precision):
 
     def run_forward():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            return published_formulation.render(network_of(case, leaves), coords, dtype=DTYPES[precision])
+            return published_formulation.synthesis(network_of(case, leaves), coords, dtype=DTYPES[precision])
 
     benchmark.pedantic(run_forward)
     given = {tensor.untyped_storage()._cdata for tensor in leaves}

@@ -20,7 +20,7 @@ from .comparison import DEVICE, DTYPES, PLAIN, QUICK, Group
 from .operation import TOLERANCE
 
 BATCH = 2 if QUICK else 16 if DEVICE == "cpu" else 4
-FORMULATIONS = {"published": published_formulation.render, "eager": eager, "ours": None}
+FORMULATIONS = {"published": published_formulation.synthesis, "eager": eager, "ours": None}
 
 
 class TrainingStep:

@@ -1,6 +1,6 @@
-"""Public operations, one layer each: argument checks and the choice of backend.
+"""The public operations of one layer: argument checks, and the choice of the backend that computes them.
 
-`cips_fast.backends.choice` says what the backends are: `auto`, `triton`, `cpu` and `reference`.
+The backends are `auto`, `triton`, `cpu` and `reference`; `cips_fast.backends.choice` describes them.
 """
 
 import torch
@@ -22,12 +22,12 @@ def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True, backend:
 
     Args:
         weight: raw weights, drawn N(0, 1), floating [O, I].
-        style: per-sample scales of the inputs, the weight's dtype [B, I].
+        style: scales of the inputs for every sample, in the weight's dtype [B, I].
         demodulate: normalise every output's weights to unit length.
         backend: `auto`, `triton`, `cpu` (here the same as `reference`) or `reference`.
 
     Returns:
-        Modulated weights, the weight's dtype [B, O, I].
+        Modulated weights in the weight's dtype [B, O, I].
 
     Raises:
         ValueError: a shape, device or backend does not fit.
@@ -50,18 +50,18 @@ def mod_fc(
     activation: str = "lrelu",
     backend: str = "auto",
 ) -> Tensor:
-    """Apply a fully-connected layer whose weights a style modulates to every pixel.
+    """Apply a fully-connected layer, whose weights are modulated by a style, to every pixel.
 
     y = activation(W' x + β),  W' = modulate(W, s)   (Anokhin et al., arXiv 2011.13775, section 3)
 
     Args:
-        x: features, floating [B, P, I], or [1, P, I] shared by the batch.
-        weight: raw weights, drawn N(0, 1), of x's dtype unless under autocast [O, I].
-        style: of the weight's dtype [B, I].
+        x: features, floating [B, P, I], or [1, P, I] if all images share them.
+        weight: raw weights, drawn N(0, 1), in x's dtype unless under autocast [O, I].
+        style: in the weight's dtype [B, I].
         bias: floating [O].
         demodulate: normalise every output's modulated weights to unit length.
         activation: `lrelu` √2·lrelu₀.₂, `linear`, `sin`, or `sinrelu` (√2·[lrelu₀.₂ of even channels; sine of odd]).
-        backend: `auto`, `triton`, `cpu` or `reference`. On `triton` sines are a pass of their own.
+        backend: `auto`, `triton`, `cpu` or `reference`. On `triton` sines are a separate pass, see kernels/mod_fc.py.
 
     Returns:
         Features [B, P, O]. Under autocast they have its dtype, as after `torch.nn.Linear`.
@@ -77,9 +77,7 @@ def mod_fc(
         raise ArgumentError("x", f"got shape {list(x.shape)}, must be [{batch}, P, {weight.shape[1]}]")
     if x.shape[0] not in (1, style.shape[0]):
         wanted = [x.shape[0], weight.shape[1]]
-        raise ArgumentError(
-            "style", f"got shape {list(style.shape)} for x {list(x.shape)}, must be {wanted}, one an image"
-        )
+        raise ArgumentError("style", f"got shape {list(style.shape)} for x {list(x.shape)}, must be {wanted}")
     _check_device("x", x, weight)
     if bias is not None:
         _check_floating("bias", bias)
@@ -115,7 +113,7 @@ def noisy_mod_fc(
     activation: str = "lrelu",
     backend: str = "auto",
 ) -> Tensor:
-    """`mod_fc` with noise: activation(W' x + strength·n + β), n drawn N(0, 1), one number a pixel.
+    """`mod_fc` with noise: activation(W' x + strength·n + β), n drawn N(0, 1), one number per pixel.
 
     Args, Returns and Raises as in `mod_fc`; strength [].
     """
@@ -136,21 +134,21 @@ def fourier_encode(
     dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Encode coordinates by learned Fourier features, and by a learned table read bilinearly if there is one.
+    """Encode coordinates by learned Fourier features and, with a table, by its bilinear read.
 
     sin(F c + φ), or [sin(F c + φ); E(c)]   (Anokhin et al., arXiv 2011.13775, section 3)
 
     Args:
         coords: [B, P, D] or [1, P, D], any range; the usual one is [-1, 1]. `triton` takes D of 2 or 3.
-        freq: F, radians per unit of coordinate, floating, and all others of its dtype [C, D].
+        freq: F, radians per unit of coordinate, floating; all other tensors have its dtype [C, D].
         phase: φ, radians [C].
-        table: E [H, W, C].
-        table_coords: where the table is read, x, y in [-1, 1], beyond which its border is read
-            [B, P, 2]. They are `coords` unless given.
+        table: the embedding table E [H, W, C].
+        table_coords: where the table is read, x, y in [-1, 1]; beyond that range its border is read [B, P, 2]. By
+            default it is read at `coords`.
         align_corners: -1 and 1 are the centres of the table's outermost cells, else their outer edges.
-        dtype: of the result, that of `coords` unless given. The argument of the sine is never rounded to it.
-        backend: `auto`, `triton`, `cpu` or `reference`. Sines of `triton` are off by 1e-5 at most for arguments up to
-            1e4, products of coordinate and frequency included.
+        dtype: dtype of the result; by default that of `coords`. The argument of the sine is never rounded to it.
+        backend: `auto`, `triton`, `cpu` or `reference`. The error of a sine on `triton` is at most 1e-5 for arguments
+            up to 1e4, including the error of the product of coordinate and frequency.
 
     Returns:
         Features [B, P, C], or [B, P, 2C] with a table.
@@ -173,27 +171,29 @@ def fourier_encode(
         raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [B, P, {freq.shape[1]}]")
     if table is None and table_coords is not None:
         raise ArgumentError("table_coords", "given without a table")
-    at = coords if table_coords is None else table_coords
+    read_at = coords if table_coords is None else table_coords
     if table is not None:
         if table.dim() != 3 or table.shape[2] != freq.shape[0] or 0 in table.shape:
             raise ArgumentError("table", f"got shape {list(table.shape)}, must be [H, W, {freq.shape[0]}]")
-        if at.shape != (*coords.shape[:2], 2):
+        if read_at.shape != (*coords.shape[:2], 2):
             name = "coords" if table_coords is None else "table_coords"
-            raise ArgumentError(name, f"got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]} to read the table")
+            raise ArgumentError(
+                name, f"got shape {list(read_at.shape)}, must be {[*coords.shape[:2], 2]} to read the table"
+            )
     chosen = resolve_backend(backend, freq.device, freq.dtype)
-    # Under autocast F c would be rounded to 8 bits before the sine, and every pixel's position with it.
+    # Under autocast F c would be rounded to 8 bits before the sine, and with it the position of every pixel.
     with without_autocast(coords):
         if is_one_operator(chosen, freq.dtype):
             if chosen == "triton" and freq.shape[1] not in (2, 3):
                 raise ArgumentError("freq", f"got {freq.shape[1]} coordinate dimensions, backend 'triton' takes 2 or 3")
             rows = coords.flatten(0, 1).float()
-            read_at = None if table is None else at.flatten(0, 1).float()
+            points = None if table is None else read_at.flatten(0, 1).float()
             operator = triton_ops.fourier if chosen == "triton" else cpu_ops.fourier
-            out = operator(rows, freq, phase, read_at, table, align_corners, dtype or coords.dtype)
+            out = operator(rows, freq, phase, points, table, align_corners, dtype or coords.dtype)
             return out.unflatten(0, coords.shape[:2])
         encoded = ref.fourier_encode_ref(coords, freq, phase)
         if table is not None:
-            encoded = torch.cat([encoded, ref.embed_coords_ref(at, table, align_corners)], -1)
+            encoded = torch.cat([encoded, ref.embed_coords_ref(read_at, table, align_corners)], -1)
         return encoded if dtype is None else encoded.to(dtype)
 
 

@@ -37,10 +37,10 @@ from .modules import (
     ToRGB,
     affine_styles,
 )
+from .reference import NETWORK_ACTIVATIONS as ACTIVATIONS
 from .synthesis import checked_chunk, in_chunks, synthesis
 
 VARIANTS = ("skip", "res")
-ACTIVATIONS = ("lrelu", "sin", "sinrelu")
 MEAN_LATENT_DECAY = 0.998
 LARGEST_SIZE = 1 << 16
 

@@ -1,10 +1,10 @@
-"""Pixel styles: a layer whose style is another mixture of a few anchors' at every pixel.
+"""Pixel styles: a layer in which each pixel's style is a mix of the styles of a few anchors.
 
     y[p,o] = act(d[p,o] Σ_i W[o,i]·s[p,i]/√I · x[p,i] + β[o])        s[p] = Σ_j α[p,j] s_j
 
-Every pixel has weights of its own, W·s[p], which nobody has memory for. But what modulates the weights' inputs may
-modulate x instead, so that one product serves all pixels, and the norm that demodulation divides by is a quadratic form
-in the few α, whose coefficients are the anchors' and no pixel's:
+Every pixel would need its own weights, W·s[p], which do not fit in memory. But the style can multiply x instead of the
+weights, so that one matrix product serves all pixels. The norm that demodulation divides by is a quadratic form in the
+few α, whose coefficients depend on the anchors but not on the pixel:
 
     d[p,o]⁻² = Σ_i (W[o,i]·s[p,i])²/I + 1e-8 = Σ_{j≤k} (2 - [j=k]) α[p,j] α[p,k] q_jk[o] + 1e-8
     q_jk[o] = Σ_i W[o,i]² s_j[i] s_k[i]/I
@@ -36,28 +36,28 @@ def mixed_fc(
     activation: str = "lrelu",
     backend: str = "auto",
 ) -> Tensor:
-    """A ModFC layer with a style of its own at every pixel, demodulated exactly; see this module for the equations.
+    """A ModFC layer with pixel styles, demodulated exactly; the top of this file has the equations.
 
-    On backend `triton` it is one kernel where no gradient is wanted. Else it is made of PyTorch's operations, which can
-    be differentiated any number of times. Under autocast the product is in autocast's dtype.
+    On backend `triton` it is one kernel if no gradient is needed. Else it is made of PyTorch's operations, which can be
+    differentiated any number of times. Under autocast the product is in autocast's dtype.
 
     Args:
         x: features, floating [B|1, P, I].
         weight: raw weights [O, I].
-        styles: of the anchors, after the affine layers [J, I].
+        styles: the anchors' styles, after the affine layers [J, I].
         bias: [O], or None.
-        mix: α, each anchor's share of a pixel's style [B, P, J].
-        demodulate, activation, backend: see `functional.mod_fc`; sines are a pass of their own.
+        mix: α, the weight of each anchor in a pixel's style [B, P, J].
+        demodulate, activation, backend: see `functional.mod_fc`; sines are a separate pass.
 
     Returns:
-        [B, P, O], of x's dtype or autocast's.
+        [B, P, O], in x's dtype or autocast's.
 
     Raises:
         ValueError: a shape does not fit.
     """
     _check(x, weight, styles, mix)
     dtype = autocast_dtype(x) or x.dtype
-    gain = math.sqrt(2) if activation == "lrelu" else 1.0  # lrelu(√2 v) = √2 lrelu(v)
+    gain = ref.LRELU_GAIN if activation == "lrelu" else 1.0  # lrelu(√2 v) = √2 lrelu(v)
     if resolve_backend(backend, x.device, dtype) == "triton" and not _differentiated(x, weight, styles, bias, mix):
         y = triton_ops.mixed_fc(x.to(dtype), weight, styles, bias, mix, demodulate, activation == "lrelu")
         return y if activation == "lrelu" else ref.activate_ref(y, activation)
@@ -71,11 +71,11 @@ def mixed_fc(
 
 
 def _inverse_norms(weight: Tensor, styles: Tensor, mix: Tensor) -> Tensor:
-    """d [B, P, O]."""
+    """d [B, P, O], see the top of this file."""
     j, k = torch.triu_indices(len(styles), len(styles), device=mix.device)  # [pairs]
     q = (styles[j] * styles[k]) @ weight.square().mT / weight.shape[1]  # [pairs, O]
     pairs = mix[..., j] * mix[..., k] * (1 + (j < k).to(mix.dtype))  # [B, P, pairs]
-    return ref.inverse_norm_ref((pairs @ q).clamp(min=0))  # below 0 by rounding alone
+    return ref.inverse_norm_ref((pairs @ q).clamp(min=0))  # only rounding makes the sum negative
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:

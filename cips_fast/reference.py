@@ -1,8 +1,8 @@
 """Every operation of CIPS in eager PyTorch: the specification that all other backends are tested against.
 
 Source: Anokhin et al., "Image Generators with Conditionally-Independent Pixel Synthesis", arXiv 2011.13775; weight
-modulation and demodulation from Karras et al., arXiv 1912.04958. The formulas stand as they are written there, for any
-floating dtype, and can be differentiated any number of times.
+modulation and demodulation from Karras et al., arXiv 1912.04958. The formulas are written as in the papers. They take
+any floating dtype and can be differentiated any number of times.
 
     B images   P pixels   D coordinate dims   I, O channels   S style width   C encoding channels
 """
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from .kernels.network import Network
 
+# The specification has its own copy of the numbers in kernels/formulas.py; a test compares them.
 EPS = 1e-8
 LRELU_SLOPE = 0.2
-ACTIVATIONS = ("lrelu", "linear", "sin", "sinrelu")
+LRELU_GAIN = math.sqrt(2)
+ACTIVATIONS = ("lrelu", "linear", "sin", "sinrelu")  # of one layer
+NETWORK_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "linear")  # of all layers of a network
 
 
 def rms_norm_ref(z: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ def embed_coords_ref(coords: Tensor, table: Tensor, align_corners: bool = True) 
     """Bilinear read of a table at coordinates in [-1, 1], x first; beyond that range the border is read.
 
     With `align_corners` -1 and 1 are the centres of the outermost cells; without it they are the cells' outer edges.
-    Where a coordinate is NaN, so is what is read.
+    If a coordinate is NaN, the result is NaN.
     coords [..., P, 2], table [H, W, C] -> [..., P, C].
     """
     cells, weights = bilinear_cells_ref(coords, table.shape[0], table.shape[1], align_corners)
@@ -56,7 +59,7 @@ def bilinear_cells_ref(coords: Tensor, height: int, width: int, align_corners: b
     position = torch.where(inside, position, torch.minimum(position.detach().clamp(min=0), sizes - 1))  # [..., P, 2]
     low = position.detach().floor()
     x1, y1 = (position - low).unbind(-1)  # the share of the upper neighbour
-    left, top = low.nan_to_num(0.0).long().unbind(-1)  # the weights stay NaN, the cells are some that there are
+    left, top = low.nan_to_num(0.0).long().unbind(-1)  # for NaN the weights are NaN and the cells are valid ones
     right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
     cells = torch.stack([top * width + left, top * width + right, bottom * width + left, bottom * width + right], -1)
     weights = torch.stack([(1 - y1) * (1 - x1), (1 - y1) * x1, y1 * (1 - x1), y1 * x1], -1)
@@ -77,7 +80,7 @@ def modulate_ref(weight: Tensor, style: Tensor, demodulate: bool = True) -> Tens
 
 
 def inverse_norm_ref(squares: Tensor) -> Tensor:
-    """1 / sqrt(squares + 1e-8) of sums of squares; NaN where a sum overflowed, for 0 would be a wrong weight."""
+    """1 / sqrt(squares + 1e-8) of sums of squares; NaN if a sum overflowed, because 0 would silently be wrong."""
     return torch.rsqrt(squares + EPS).masked_fill(squares == math.inf, math.nan)
 
 
@@ -87,12 +90,12 @@ def activate_ref(x: Tensor, activation: str) -> Tensor:
     x [..., O] -> [..., O].
     """
     if activation == "lrelu":
-        return F.leaky_relu(x, LRELU_SLOPE) * math.sqrt(2)
+        return F.leaky_relu(x, LRELU_SLOPE) * LRELU_GAIN
     if activation == "sin":
         return torch.sin(x)
     if activation == "sinrelu":
         halves = [F.leaky_relu(x[..., ::2], LRELU_SLOPE), torch.sin(x[..., 1::2])]
-        return torch.cat(halves, -1) * math.sqrt(2)
+        return torch.cat(halves, -1) * LRELU_GAIN
     return x
 
 
@@ -114,7 +117,7 @@ def mod_fc_ref(
 def synthesis_ref(
     network: Network,
     coords: Tensor,
-    at: Tensor | None = None,
+    table_coords: Tensor | None = None,
     *,
     activation: str = "lrelu",
     dtype: torch.dtype | None = None,
@@ -122,28 +125,29 @@ def synthesis_ref(
     """A whole network, layer after layer.
 
     Args:
-        network: its parameters.
+        network: the parameters.
         coords: [B|1, P, D].
-        at: where the table is read [B|1, P, 2]; the coordinates themselves unless given.
-        activation: of the layers; see `activate_ref`.
-        dtype: of everything after the encoding; that of the coordinates unless given.
+        table_coords: where the embedding table is read [B|1, P, 2]; by default at `coords`.
+        activation: activation of the layers; see `activate_ref`.
+        dtype: dtype of everything after the encoding; by default that of the coordinates.
 
     Returns:
-        Colours [B, P, 3], of at least float32.
+        Colours [B, P, 3], in float32 or a wider dtype.
     """
     x = fourier_encode_ref(coords, network.freq, network.phase)
-    x = torch.cat([x, embed_coords_ref(coords if at is None else at, network.table, network.align_corners)], -1)
+    table_coords = coords if table_coords is None else table_coords
+    x = torch.cat([x, embed_coords_ref(table_coords, network.table, network.align_corners)], -1)
     x = x if dtype is None else x.to(dtype)
     taps = iter(zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True))
     shortcuts = iter(network.shortcuts)
     rgb, before = 0, x
-    for place, (weight, style, bias) in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
-        before = x if place % 2 else before
+    for index, (weight, style, bias) in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
+        before = x if index % 2 else before
         x = mod_fc_ref(x, weight.to(x.dtype), style.to(x.dtype), bias, activation=activation)
-        if network.residual and place and place % 2 == 0:
+        if network.residual and index and index % 2 == 0:
             same = before.shape[-1] == x.shape[-1]
             x = (x + (before if same else before @ next(shortcuts).to(x.dtype).mT)) / math.sqrt(2)
-        if place in network.tapped:
+        if index in network.tapped:
             weight, style, bias = next(taps)
             tap = mod_fc_ref(x, weight.to(x.dtype), style.to(x.dtype), bias, False, "linear")
             rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))

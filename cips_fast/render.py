@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grids
-from .backends.threads import LEAST
+from .backends.chunks import MIN_PIXELS
 from .checks import ArgumentError
 from .generator import CIPSGenerator
 from .grids import WHOLE, Region
@@ -133,10 +133,10 @@ def one_latent(w: Tensor, generator: CIPSGenerator) -> Tensor:
 
 @torch.no_grad()
 def synthesise(generator: CIPSGenerator, w: Tensor, coords: Tensor, mix: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Colours float32 [N, 3] of points float64 [N, 2], of `LEAST` at once or more, lest sums go another way."""
+    """Colours float32 [N, 3] of points float64 [N, 2], of at least `MIN_PIXELS` at once; see `chunks`."""
     count, device = len(coords), w.device
     coords = generator.in_native_units(coords)
-    coords, mix = (None if each is None else _at_least(each.float(), LEAST).to(device) for each in (coords, mix))
+    coords, mix = (None if each is None else _at_least(each.float(), MIN_PIXELS).to(device) for each in (coords, mix))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         rgb = generator.synthesis(w, coords[None] if mix is None else coords, mix)
     return rgb[0, :count].float()

@@ -1,9 +1,9 @@
 """A whole network from coordinates to colours, as one differentiable operation.
 
-On the kernels a network is one operator with a fused backward pass (kernels/layered.py), and where no gradient is
-wanted it may be one launch (kernels/stack.py). On a CPU it is one operator too (cpu_synthesis.py), in float32 and
-bfloat16. Everything else goes layer by layer: the reference, sine activations, noise, and styles that differ from
-pixel to pixel (mixing.py).
+On backend `triton` a network is one operator with a fused backward pass (kernels/layered.py); without gradients it may
+be one launch (kernels/stack.py). On backend `cpu` it is one operator, too (backends/cpu_network.py), in float32 and
+bfloat16. Everything else is computed layer by layer: the reference, sine activations, noise, and pixel styles
+(pixel_styles.py).
 """
 
 import math
@@ -18,19 +18,19 @@ from . import functional
 from .backends import network_ops
 from .backends.autocast import autocast_dtype
 from .backends.choice import is_one_operator, resolve_backend
-from .backends.threads import slices
+from .backends.chunks import chunks
 from .checks import ArgumentError, check_choice, is_count, shown
 from .kernels.network import Network
 from .pixel_styles import mixed_fc
 
-LARGEST_CHUNK = 1 << 40  # pixels, more than any image has
-MIXED = 1 << 14  # pixels that go through all layers at once where every one has a style of its own
+MAX_CHUNK_PIXELS = 1 << 40  # more than any image has
+PIXEL_STYLES_CHUNK_PIXELS = 1 << 14  # pixels that go through all layers together if they have pixel styles
 
 
 def synthesis(
     network: Network,
     coords: Tensor,
-    at: Tensor | None = None,
+    table_coords: Tensor | None = None,
     *,
     mix: Tensor | None = None,
     activation: str = "lrelu",
@@ -44,36 +44,37 @@ def synthesis(
     x₀ = [sin(F c + φ); E(c)], x_l = act(W'_l x_{l-1} + β_l), rgb = Σ_taps T' x_l + τ   (arXiv 2011.13775)
 
     Args:
-        network: its parameters; see `Network`.
-        coords: of its parameters' dtype, or float32 where that has fewer bits [B|1, P, D]. What the batch shares is
-            encoded once.
-        at: where the table is read, x, y in [-1, 1] [B|1, P, 2]; the coordinates themselves unless given.
-        mix: α, for styles that differ from pixel to pixel: the network's batch are then J anchors, and a pixel has the
-            styles Σ_j α_j s_j, demodulated exactly, which are the latent Σ_j α_j w_j's if α sums to 1. See `mixing`.
-            [B, P, J].
+        network: the parameters; see `Network`.
+        coords: in the dtype of the parameters, or in float32 if they have fewer bits [B|1, P, D]. Coordinates that all
+            images share are encoded once.
+        table_coords: where the embedding table is read, x, y in [-1, 1] [B|1, P, 2]; by default at `coords`.
+        mix: α [B, P, J], for pixel styles: the network's batch is then J anchors, and a pixel has the styles
+            Σ_j α_j s_j, demodulated exactly. If α sums to 1, they are the styles of the latent Σ_j α_j w_j. See
+            `pixel_styles`.
         activation: `lrelu`, `sin` or `sinrelu`, see `functional.mod_fc`.
-        noise_strength: factors of normal noise that each layer adds to its pixels before the bias [L].
-        pixel_chunk: N, at least 1. The backward pass computes the activations of at most N pixels of every image anew,
-            one such chunk at a time, so that activation memory is one chunk's at any image size, for a third more
-            arithmetic. Without it every layer's output is kept. Gradients are the same but for the order of sums.
+        noise_strength: for each layer, the factor of the normal noise that it adds to its pixels before the bias [L].
+        pixel_chunk: N, at least 1: save no activations, and recompute those of at most N pixels of every image at a
+            time in the backward pass. Memory then holds the activations of one chunk at any image size, for a third
+            more arithmetic. By default every layer's output is saved. The gradients differ only in the order of sums.
         backend: see `backends.choice`.
-        inference: how `triton` renders where no gradient is wanted, `stack`, `layered` or `auto`: see `planner.render`.
+        inference: method of `triton` without gradients, `stack`, `layered` or `auto`: see `kernels.dispatch.infer`.
 
     Returns:
-        [B, P, 3], B the network's or that of `mix`; float32, or float64 where the parameters are.
+        [B, P, 3], where B is that of the network or of `mix`; float32, or float64 if the parameters are.
 
     Raises:
-        ValueError: an argument that is none of the above; TypeError: a dtype that the backend does not take.
+        ValueError: an argument is none of the above.
+        TypeError: the backend does not take the dtype.
     """
     pixel_chunk = checked_chunk(pixel_chunk)
     check_choice("inference", inference, ("auto", "stack", "layered"))
-    at = coords if at is None else at
+    table_coords = coords if table_coords is None else table_coords
     if mix is not None:
         _check_mix(network, coords, mix, noise_strength)
-    _check_points(network.batch if mix is None else len(mix), network.freq.shape[1], coords, at)
+    _check_points(network.batch if mix is None else len(mix), network.freq.shape[1], coords, table_coords)
     tensors = network.tensors()
     differentiated = torch.is_grad_enabled() and any(
-        t.requires_grad for t in (coords, at, *tensors, *([] if mix is None else [mix]))
+        t.requires_grad for t in (coords, table_coords, *tensors, *([] if mix is None else [mix]))
     )
     dtype = autocast_dtype(coords) or network.weights[0].dtype
     chosen = resolve_backend(backend, coords.device, dtype)
@@ -81,46 +82,44 @@ def synthesis(
         if chosen == "triton" and coords.shape[-1] not in (2, 3):
             raise ArgumentError("coords", f"got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
         form = (len(network.weights), network.residual, network.align_corners)
-        arguments = (coords.float(), at.float(), tensors, *form, dtype, chosen)
+        arguments = (coords.float(), table_coords.float(), tensors, *form, dtype, chosen)
         if not differentiated:
-            return network_ops.render(*arguments, inference)
+            return network_ops.infer(*arguments, inference)
         if torch.compiler.is_exporting() and pixel_chunk is None:
-            # Layers' outputs would be kept in as many tensors as this number of pixels asks for, and no other number
-            # could be given to the program. Modulated weights alone are as many for all.
-            pixel_chunk = LARGEST_CHUNK
+            # How many tensors the saved outputs of the layers are depends on the number of pixels, so the exported
+            # program would take only this number. With `pixel_chunk` only the modulated weights are saved.
+            pixel_chunk = MAX_CHUNK_PIXELS
         return network_ops.synthesis(*arguments, pixel_chunk or 0)[0]
 
-    def colours(coords: Tensor, at: Tensor, mix: Tensor | None = None) -> Tensor:
-        return _layer_by_layer(network, coords, at, mix, activation, noise_strength, chosen)
+    def colours(coords: Tensor, table_coords: Tensor, mix: Tensor | None = None) -> Tensor:
+        return _layer_by_layer(network, coords, table_coords, mix, activation, noise_strength, chosen)
 
-    points = (coords, at) if mix is None else (coords, at, mix.to(network.weights[0].dtype))
+    points = (coords, table_coords) if mix is None else (coords, table_coords, mix.to(network.weights[0].dtype))
     if mix is not None and not differentiated:
-        return _without_memory(colours, points)
+        return _keeping_nothing(colours, points)
     return in_chunks(colours, points, pixel_chunk, random=noise_strength is not None)
 
 
 def checked_chunk(pixel_chunk: int | None) -> int | None:
-    """The number as an int. Raise ValueError unless `pixel_chunk` is None or a number of pixels."""
+    """`pixel_chunk` as an int or None. Raises ValueError if it is neither None nor a number of pixels."""
     if pixel_chunk is None:
         return None
-    if not is_count(pixel_chunk, LARGEST_CHUNK):
+    if not is_count(pixel_chunk, MAX_CHUNK_PIXELS):
         wanted = "a whole number of at least 1, or None to keep all activations"
         raise ArgumentError("pixel_chunk", f"got {shown(pixel_chunk)}, must be {wanted}")
     return int(pixel_chunk)
 
 
-def _check_points(batch: int, dims: int, coords: Tensor, at: Tensor) -> None:
+def _check_points(batch: int, dims: int, coords: Tensor, table_coords: Tensor) -> None:
     if coords.dim() != 3 or coords.shape[0] not in (1, batch) or coords.shape[2] != dims:
         raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [{batch}|1, P, {dims}]")
-    if at.shape != (*coords.shape[:2], 2):
-        raise ArgumentError(
-            "at", f"got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]}, where the table is read"
-        )
+    if table_coords.shape != (*coords.shape[:2], 2):
+        raise ArgumentError("table_coords", f"got shape {list(table_coords.shape)}, must be {[*coords.shape[:2], 2]}")
 
 
 def _check_mix(network: Network, coords: Tensor, mix: Tensor, noise_strength: Tensor | None) -> None:
     if noise_strength is not None:
-        raise ArgumentError("mix", "got weights of anchors for a network with noise, which takes one style an image")
+        raise ArgumentError("mix", "got weights of anchors, must be None for a network with noise")
     if mix.dim() != 3 or mix.shape[1:] != (*coords.shape[1:2], network.batch):
         raise ArgumentError("mix", f"got shape {list(mix.shape)}, must be [B, {coords.shape[1]}, {network.batch}]")
 
@@ -128,53 +127,57 @@ def _check_mix(network: Network, coords: Tensor, mix: Tensor, noise_strength: Te
 def in_chunks(
     colours: Callable[..., Tensor], points: Sequence[Tensor], pixel_chunk: int | None, random: bool
 ) -> Tensor:
-    """Colours of all pixels; in chunks, of which the backward pass holds one at a time."""
+    """Colours of all pixels; with `pixel_chunk` in chunks, whose activations the backward pass recomputes."""
     if pixel_chunk is None:
         return colours(*points)
     parts = [
-        checkpoint(colours, *part, use_reentrant=False, preserve_rng_state=random)  # without gradients, a mere call
+        checkpoint(colours, *part, use_reentrant=False, preserve_rng_state=random)  # without gradients, a plain call
         for part in zip(*(each.split(pixel_chunk, 1) for each in points), strict=True)
     ]
     return torch.cat(parts, 1)
 
 
-def _without_memory(colours: Callable[..., Tensor], points: Sequence[Tensor]) -> Tensor:
-    """Colours of all pixels, a chunk after another, where nothing is kept for a backward pass."""
-    pieces = slices(points[0].shape[1], MIXED) or [slice(0)]
+def _keeping_nothing(colours: Callable[..., Tensor], points: Sequence[Tensor]) -> Tensor:
+    """Colours of all pixels in chunks, without a backward pass: memory holds the activations of one chunk."""
+    pieces = chunks(points[0].shape[1], PIXEL_STYLES_CHUNK_PIXELS) or [slice(0)]
     return torch.cat([colours(*(each[:, piece] for each in points)) for piece in pieces], 1)
 
 
 def _layer_by_layer(
     network: Network,
     coords: Tensor,
-    at: Tensor,
+    table_coords: Tensor,
     mix: Tensor | None,
     activation: str,
     noise_strength: Tensor | None,
     backend: str,
 ) -> Tensor:
+    """Colours by one operation after another, each on its backend."""
     encoding = [t.to(coords.dtype) for t in (network.freq, network.phase, network.table)]
     dtype = autocast_dtype(coords) or network.weights[0].dtype
     x = functional.fourier_encode(
-        coords, *encoding, table_coords=at, align_corners=network.align_corners, dtype=dtype, backend=backend
+        coords, *encoding, table_coords=table_coords, align_corners=network.align_corners, dtype=dtype, backend=backend
     )
     taps = iter(zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True))
-    shortcuts = iter(network.shortcuts)
-    rgb, before = 0, x
-    for place, layer in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
-        before = x if place % 2 else before
+    blocks, tapped = network.blocks, network.tapped
+    rgb = 0
+    block_input = x
+    for index, layer in enumerate(zip(network.weights, network.styles, network.biases, strict=True)):
+        if index + 1 in blocks:
+            block_input = x
         if mix is not None:
             x = mixed_fc(x, *layer, mix, activation=activation, backend=backend)
         elif noise_strength is None:
             x = functional.mod_fc(x, *layer, activation=activation, backend=backend)
         else:
             x = functional.noisy_mod_fc(
-                x, *layer, strength=noise_strength[place], activation=activation, backend=backend
+                x, *layer, strength=noise_strength[index], activation=activation, backend=backend
             )
-        if network.residual and place and place % 2 == 0:
-            around = before if before.shape[-1] == x.shape[-1] else F.linear(before, next(shortcuts))
+        if index in blocks:
+            shortcut = blocks[index]
+            around = block_input if shortcut is None else F.linear(block_input, network.shortcuts[shortcut])
             x = (x + around) / math.sqrt(2)
-        if place in network.tapped:
+        if index in tapped:
             linear = {"demodulate": False, "activation": "linear", "backend": backend}
             if mix is not None:
                 tap = mixed_fc(x, *next(taps), mix, **linear)

@@ -1,7 +1,8 @@
-"""Tiles and ways measured on the GPU at hand: the table's and a few more, once for every kind of work, kept on disk.
+"""Which tiles and which method of inference are fastest on this GPU: measured once per kind of work, kept on disk.
 
-CIPS_FAST_AUTOTUNE=0 turns it off; so does `torch.use_deterministic_algorithms`, since tiles decide the order of sums.
-Importing this module needs neither Triton nor a GPU.
+The candidates are the table's tiles (tiles.py) and a few more. The environment variable CIPS_FAST_AUTOTUNE=0 turns the
+measurements off. So does `torch.use_deterministic_algorithms`, because tiles decide the order of sums. Importing this
+module needs neither Triton nor a GPU.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,9 @@ from .device import Refused, architecture, is_gpu, on_trial
 from .tiles import Tiles, gemm_candidates
 
 Candidate = TypeVar("Candidate", Tiles, str)
-# GPUs and keys of which this process found no candidate that is clean; it does not try them again.
+# The fastest candidates by GPU and key, from this process and from the file that earlier processes wrote.
+_known: dict[str, dict[str, Tiles | str]] = {}
+# GPUs and keys for which every candidate was refused in this process; they are not tried again.
 _all_refused: set[tuple[str, str]] = set()
 
 
@@ -36,15 +38,15 @@ def product_tiles(
     attempt: Callable[[Tiles], object],
     variant: str = "",
 ) -> Tiles:
-    """The tiles for a product: measured where the sample lies on a GPU and tuning is on, the table's elsewhere.
+    """The tiles for a product: the fastest ones if the sample is on a GPU and tuning is on, else the table's.
 
     Args:
-        op: one of `launch.OPERATIONS`.
+        op: one of `tiles.OPERATIONS`.
         shape: rows, cols and summed length of one product.
-        batch: how many products.
-        sample: an operand; its dtype and device count.
+        batch: number of products.
+        sample: an operand; only its dtype and device are used.
         attempt: computes the product with given tiles.
-        variant: what else makes products of one shape differ in time.
+        variant: name of what else makes products of one shape differ in time.
     """
     arch = architecture(sample.device)
     candidates = gemm_candidates(op, shape, sample.dtype, arch)
@@ -54,26 +56,26 @@ def product_tiles(
     return _measured(key, candidates, attempt, f"tiles for {key}", sample)
 
 
-def measured_way(
-    name: str, sizes: tuple[int, ...], ways: list[str], attempt: Callable[[str], object], sample: Tensor
+def fastest_method(
+    name: str, sizes: tuple[int, ...], methods: list[str], attempt: Callable[[str], object], sample: Tensor
 ) -> str:
-    """One of several ways to compute the same: the fastest where tuning is on, else the first.
+    """One of several methods to compute the same thing: the fastest one if tuning is on, else the first one.
 
     Args:
         name: what is computed.
-        sizes: how much of it.
-        ways: their names.
-        attempt: computes it the named way.
-        sample: its dtype and device count.
+        sizes: the sizes of the problem.
+        methods: names of the methods.
+        attempt: computes it by the named method.
+        sample: a tensor; only its dtype and device are used.
     """
     if 0 in sizes or not _enabled(sample):
-        return ways[0]
+        return methods[0]
     key = _key(name, sizes, sample)
-    return _measured(key, ways, attempt, f"ways to {key}", sample)
+    return _measured(key, methods, attempt, f"methods to {key}", sample)
 
 
 def _key(name: str, sizes: tuple[int, ...], sample: Tensor) -> str:
-    # Sizes are rounded up, so that a render's last, smaller chunk is not measured anew.
+    # Sizes are rounded up, so that the last, smaller chunk of an image has the key of the others.
     rounded = "x".join(str(1 << (n - 1).bit_length()) for n in sizes)
     kind = precision(sample.dtype, architecture(sample.device))
     return f"{name} {rounded} {str(sample.dtype).removeprefix('torch.')} {kind}"
@@ -83,12 +85,12 @@ def _measured(
     key: str, candidates: list[Candidate], attempt: Callable[[Candidate], object], title: str, sample: Tensor
 ) -> Candidate:
     gpu = torch.cuda.get_device_name(sample.device)
-    known = _known(gpu)
+    known = _known_on(gpu)
     if (gpu, key) in _all_refused:
         return candidates[0]
-    if known.get(key) not in candidates:  # not measured, or by a version with other tables
+    if known.get(key) not in candidates:  # not measured, or measured by a version with other tables
         with torch.cuda.device(sample.device):
-            # What a captured graph runs is not run while it is captured.
+            # While a graph is captured, its kernels do not run, so they cannot be measured.
             if torch.cuda.is_current_stream_capturing():
                 return candidates[0]
             chosen = fastest(candidates, attempt, f"cips_fast: {title}")
@@ -105,10 +107,10 @@ def fastest(
     title: str,
     measure: Callable[[Callable[[], object]], float] | None = None,
 ) -> Candidate | None:
-    """The candidate whose attempt takes the least time; None if the GPU, its memory or the compiler refuse them all.
+    """The candidate whose attempt takes the least time; None if the GPU, its memory or the compiler refuses them all.
 
-    Tiles whose kernel takes stack are refused without a measurement. A way to compute something is not: it runs many
-    kernels, and its time tells what their stack costs.
+    Tiles whose kernel uses stack are refused without a measurement. A method is not refused for that: it runs many
+    kernels, and its time includes what their stack costs.
     """
     times: dict[Candidate, float] = {}
     for candidate in _with_a_bar(candidates, title):
@@ -122,7 +124,7 @@ def fastest(
 def _with_a_bar(candidates: list[Candidate], title: str) -> Iterable[Candidate]:
     try:
         from tqdm import tqdm
-    except ModuleNotFoundError:  # a machine that only runs kernels
+    except ModuleNotFoundError:  # tqdm is optional where only kernels run
         return candidates
     return tqdm(candidates, desc=title, unit="try", leave=False)
 
@@ -147,14 +149,15 @@ def _file(gpu: str) -> Path:
     return cache_folder() / "tiles" / f"{gpu.replace(' ', '_').replace('/', '_')}-triton-{triton.__version__}.json"
 
 
-@lru_cache
-def _known(gpu: str) -> dict[str, Tiles | str]:
-    """What this process and those before it measured; it reads the disk once."""
-    return _read(gpu)
+def _known_on(gpu: str) -> dict[str, Tiles | str]:
+    """The fastest candidates on a GPU by key; the file is read once per process."""
+    if gpu not in _known:
+        _known[gpu] = _read(gpu)
+    return _known[gpu]
 
 
 def _read(gpu: str) -> dict[str, Tiles | str]:
-    """What lies on disk; a file that cannot be read counts as none."""
+    """The entries of a GPU's file; none if the file cannot be read."""
     try:
         entries = json.loads(_file(gpu).read_text()).items()
         return {key: entry if isinstance(entry, str) else Tiles(**entry) for key, entry in entries}
@@ -163,15 +166,15 @@ def _read(gpu: str) -> dict[str, Tiles | str]:
 
 
 def _remember(gpu: str, key: str, chosen: Tiles | str) -> None:
-    _known(gpu)[key] = chosen
+    _known_on(gpu)[key] = chosen
     try:
         path = _file(gpu)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Other processes measure other products at the same time.
-        everything = _read(gpu) | _known(gpu)
+        # The file is read again, because other processes may have added entries.
+        everything = _read(gpu) | _known_on(gpu)
         entries = {key: entry if isinstance(entry, str) else asdict(entry) for key, entry in everything.items()}
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
         temporary.write_text(json.dumps(entries, indent=1))
-        temporary.replace(path)  # never half a file, even if several processes write
+        temporary.replace(path)  # so that no process reads half a file
     except OSError as error:
         warnings.warn(f"tiles are not kept for the next run: {error}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Where the package keeps what is worth keeping between runs. Importing this module needs neither Triton nor a GPU."""
+"""The path of the package's cache folder. Importing this module needs neither Triton nor a GPU."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ def cache_folder() -> Path:
         An absolute path. The folder may not exist yet.
 
     Raises:
-        OSError: there is no such folder: the user has no home, or platformdirs, which knows where it lies, is missing.
-            Callers treat this like a folder that cannot be written.
+        OSError: the folder is not known, because the user has no home folder or platformdirs is not installed. Callers
+            treat this like a folder that cannot be written.
     """
     named = os.environ.get(VARIABLE)
     try:
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 def _of_the_user() -> str:
     try:
-        import platformdirs  # here: with a folder named by the variable nothing needs it
+        import platformdirs  # here, because it is needed only if the variable is not set
     except ModuleNotFoundError:
         raise OSError(f"{VARIABLE} is not set, and platformdirs is not installed") from None
     return platformdirs.user_cache_dir("cips_fast")

@@ -1,6 +1,7 @@
-"""GPUs: what kernels have to fit, the vendors' figures, and the time that work cannot take less of.
+"""GPUs: one record per chip with its limits and its data sheet; the dtypes of factors and how chips multiply them.
 
-A new chip is one record here, and one table in tiles.py. Importing this module needs neither Triton nor a GPU.
+A new chip is one record here and one table in tiles.py. A new dtype is one entry of `DTYPES`. Importing this module
+needs neither Triton nor a GPU.
 """
 
 from dataclasses import dataclass, replace
@@ -11,39 +12,54 @@ import torch
 INTERPRETER = "interpreter"
 
 
+class Factors(NamedTuple):
+    """How kernels take weights and activations of a dtype."""
+
+    name: str  # Triton's name of the dtype
+    kind: str | None  # of the factors in products; None for float32, where PyTorch's settings decide
+
+
+# The dtypes of weights and activations that kernels take.
+DTYPES = {
+    torch.bfloat16: Factors("bf16", "half"),
+    torch.float16: Factors("fp16", "half"),
+    torch.float32: Factors("fp32", None),
+}
+
+
 @dataclass(frozen=True)
 class Chip:
     """A GPU's data sheet. A processor is what NVIDIA calls an SM and AMD a CU.
 
-    Rates are None where no data sheet was looked up; then only what has to fit is known.
+    Rates are None if no data sheet was looked up; then only the limits are known.
     """
 
     name: str
     architecture: str
     processors: int
     l2: int  # bytes of the last cache before memory
-    shared: int = 228 << 10  # bytes of shared memory a processor
-    reserved: int = 1 << 10  # bytes of them that each program takes for the driver
-    spare_stages: int = 0  # stages of a pipelined loop that need no buffer of their own
+    shared: int = 228 << 10  # bytes of shared memory per processor
+    reserved: int = 1 << 10  # bytes of shared memory that the driver takes for each program
+    spare_stages: int = 0  # stages of a pipelined loop that need no buffer in shared memory
     half: float | None = None  # FLOP/s, dense products of bfloat16 or float16 factors
     tf32: float | None = None  # FLOP/s, dense products of tf32 factors
     memory: float | None = None  # bytes/s
-    registers: int = 65536  # of 32 bits, a processor
-    warps: int = 64  # a processor
-    programs: int = 32  # a processor
-    lanes: int = 32  # of a warp
+    registers: int = 65536  # 32-bit registers per processor
+    warps: int = 64  # warps that a processor holds
+    programs: int = 32  # programs that a processor holds
+    lanes: int = 32  # threads per warp
 
     @property
     def program_shared(self) -> int:
-        """Bytes of shared memory that one program may have."""
+        """Bytes of shared memory that one program can use."""
         return self.shared - self.reserved
 
     def rate(self, kind: str) -> float | None:
-        """FLOP/s in products of a kind, see `factor_kind`; None for `ieee`, whose rate is not listed here."""
+        """FLOP/s in products of a kind of factors, see `factor_kind`; None for `ieee`, whose rate is not listed."""
         return {"half": self.half, "tf32": self.tf32}.get(kind)
 
     def floor(self, flop: float, moved: float, kind: str = "half") -> "Floor | None":
-        """The least time for `flop` operations in products and `moved` bytes; None where a rate is not known."""
+        """The least time for `flop` operations in products and `moved` bytes; None if a rate is not known."""
         rate = self.rate(kind)
         if self.memory is None or (flop and rate is None):
             return None
@@ -52,16 +68,16 @@ class Chip:
 
 
 class Floor(NamedTuple):
-    """The least time that work takes, and what it is bound by: `arithmetic` or `memory`."""
+    """The least time that work takes, and which of the two bounds it: `arithmetic` or `memory`."""
 
     seconds: float
     bound: str
 
 
-# NVIDIA's data sheets (rates without sparsity), architecture white papers and tuning guides; AMD's data sheet, CDNA 3
-# white paper and ROCm's table of GPU specifications. MI300X has 4 MiB of L2 in each of eight dies; what stands between
-# them and memory is its Infinity Cache. Hopper and the large Blackwell read operands from shared memory, so every stage
-# has its buffer.
+# Sources: NVIDIA's data sheets (rates without sparsity), architecture white papers and tuning guides; AMD's data sheet,
+# CDNA 3 white paper and ROCm's table of GPU specifications. MI300X has 4 MiB of L2 in each of eight dies; its last
+# cache before memory is the Infinity Cache. Hopper and the large Blackwell read operands from shared memory, so every
+# stage of a loop needs a buffer there; on other chips one stage does not.
 A100 = Chip(
     "A100 80 GB",
     "sm_80",
@@ -96,7 +112,7 @@ DATA_SHEETS = (A100, H100, H200, B200, MI300X)
 
 _GEFORCE = Chip("GeForce", "sm_86", processors=84, l2=6 << 20, shared=100 << 10, spare_stages=1)
 _UNKNOWN = Chip("unknown", "default", processors=64, l2=4 << 20, shared=48 << 10, reserved=0)
-# By architecture: the chip whose limits stand for it.
+# For every architecture, the chip whose limits are used.
 ARCHITECTURES = {
     "sm_80": A100,
     "sm_86": _GEFORCE,
@@ -109,11 +125,12 @@ ARCHITECTURES = {
     "default": _UNKNOWN,
     INTERPRETER: Chip(INTERPRETER, INTERPRETER, processors=16, l2=1 << 30, shared=1 << 30, reserved=0),
 }
+# Architectures that use the record and the tables of another one.
 SAME_AS = {"sm_87": "sm_86", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120", "gfx950": "gfx942"}
-# The architectures that every kernel is compiled for, to be analysed and tested.
+# The architectures that every kernel is compiled for in tests and in the report.
 TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
 
-# Under the names that `torch.cuda.get_device_name()` gives.
+# Chips by the name that `torch.cuda.get_device_name()` returns.
 _A100_40GB = replace(A100, name="A100 40 GB", memory=1.555e12)
 DEVICES = {
     "NVIDIA A100-SXM4-40GB": _A100_40GB,
@@ -133,38 +150,49 @@ def family(architecture: str) -> str:
 
 
 def chip_of(architecture: str) -> Chip:
-    """The chip whose limits stand for an architecture."""
+    """The chip whose limits are used for an architecture."""
     return ARCHITECTURES[family(architecture)]
 
 
 def factor_kind(dtype: torch.dtype, architecture: str) -> str:
     """How factors of a dtype are multiplied, the key of all tables: `half` (bfloat16, float16), `tf32` or `ieee`."""
-    return "half" if dtype.itemsize == 2 else precision(dtype, architecture)
+    return own_kind(dtype) or precision(dtype, architecture)
+
+
+def own_kind(dtype: torch.dtype) -> str | None:
+    """The kind of factors of a dtype; None if it depends on the architecture and on PyTorch's settings."""
+    return DTYPES[dtype].kind if dtype in DTYPES else None
 
 
 def precision(dtype: torch.dtype, architecture: str) -> str:
-    """How float32 factors are multiplied, `tf32` or `ieee`, as PyTorch is set for its own products on a GPU."""
+    """How float32 factors are multiplied, `tf32` or `ieee`: the setting of PyTorch's own products on a GPU.
+
+    For any other dtype it is `ieee`, because Triton asks for a precision there, too.
+    """
     if dtype != torch.float32 or not architecture.startswith("sm_"):
         return "ieee"
     matmul = torch.backends.cuda.matmul
-    # `fp32_precision` replaces `allow_tf32` in newer versions, which refuse to be asked for both.
+    # `fp32_precision` replaces `allow_tf32` in newer versions, which raise an error if a program uses both.
     setting = matmul.fp32_precision if hasattr(matmul, "fp32_precision") else "tf32" if matmul.allow_tf32 else "ieee"
     return "tf32" if setting == "tf32" else "ieee"
 
 
 def products_setting() -> str:
-    """How PyTorch is set to multiply float32 matrices on an NVIDIA GPU: `tf32` or `ieee`."""
+    """PyTorch's setting for products of float32 matrices on an NVIDIA GPU: `tf32` or `ieee`."""
     return precision(torch.float32, "sm_80")
 
 
 def floor_seconds(device: str, dtype: torch.dtype, flop: float, moved: float) -> float | None:
-    """The least time that products and memory traffic take; None for a device or a precision that is not in the table.
+    """The least time, in seconds, for products and memory traffic on a device.
 
     Args:
-        device: its name, as `torch.cuda.get_device_name()` gives it.
-        dtype: of the factors; float32 counts where PyTorch is set to multiply it as tf32.
+        device: the name that `torch.cuda.get_device_name()` returns.
+        dtype: dtype of the factors.
         flop: operations in matrix products.
         moved: bytes read and written.
+
+    Returns:
+        Seconds; None for a device that is not in `DEVICES`, and for float32 unless PyTorch multiplies it as tf32.
     """
     chip = DEVICES.get(device)
     if chip is None:

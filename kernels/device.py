@@ -1,7 +1,7 @@
-"""Where kernels run: on a GPU, in Triton's interpreter, or on whatever stands in for a GPU.
+"""The one function that launches kernels, `run`: on a GPU, in Triton's interpreter, or on a stand-in for a GPU.
 
-A stand-in takes launches instead of Triton's runtime, so that the same code that serves a GPU can be recorded, compiled
-ahead of time for a named architecture, or emulated. Importing this module needs neither Triton nor a GPU.
+A stand-in receives every launch instead of Triton's runtime. With it, the code that serves a GPU can be recorded,
+compiled ahead of time for a named architecture, or emulated. Importing this module needs neither Triton nor a GPU.
 """
 
 import contextlib
@@ -19,13 +19,14 @@ from .chips import INTERPRETER
 from .tiles import Tiles, triton_version
 
 Argument = Tensor | int | float | None
-# In the messages of CUDA and HIP for a kernel that needs more than there is; Triton raises them all as RuntimeError.
-TOO_MUCH = ("out of memory", "too many resources", "out of resources")
+# Texts in the messages of CUDA and HIP for a kernel that needs more resources than the GPU has. Triton raises them all
+# as RuntimeError.
+RESOURCE_ERROR_TEXTS = ("out of memory", "too many resources", "out of resources")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One launch of a kernel: all that it takes to start it, to compile it or to emulate it."""
+    """One launch of a kernel: everything that is needed to start it, to compile it or to emulate it."""
 
     kernel: Any  # triton.JITFunction
     grid: tuple[int, ...]
@@ -37,24 +38,24 @@ class Call:
     @property
     def options(self) -> dict[str, Any]:
         """Triton's compiler options."""
-        # Triton's default for contracting products and sums is about to change; the kernels are right with either.
+        # Set here, because newer versions of Triton have another default for contracting products and sums.
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 class StandIn(Protocol):
-    """Acts as a GPU of an architecture, such as `sm_90`."""
+    """An object that acts as a GPU of an architecture, such as `sm_90`."""
 
     architecture: str
 
     def execute(self, call: Call) -> None: ...
 
 
-_stand_in: StandIn | None = None
+_stand_in: StandIn | None = None  # of all threads, unlike `_trial`: threads of `backends.threads` use it, too
 
 
 @contextlib.contextmanager
 def standing_in(device: StandIn) -> Iterator[StandIn]:
-    """Hand every launch to `device`, for tensors of any kind, until the context ends."""
+    """Until the context ends, pass every launch of every thread to `device`, whatever the device of the tensors."""
     global _stand_in
     before, _stand_in = _stand_in, device
     try:
@@ -64,20 +65,20 @@ def standing_in(device: StandIn) -> Iterator[StandIn]:
 
 
 class Refused(Exception):
-    """The compiler or the GPU refuses a launch on trial, or its kernel takes stack."""
+    """The compiler or the GPU refused a launch on trial, or its kernel uses stack."""
 
 
-# Whether launches on trial may take stack; None where there is no trial. Each thread has a value of its own, so the
+# Whether launches on trial may use stack; None if launches are not on trial. Each thread has its own value, so the
 # launches of other threads are not on trial.
 _trial: ContextVar[bool | None] = ContextVar("trial", default=None)
 
 
 @contextlib.contextmanager
 def on_trial(*, stack: bool) -> Iterator[None]:
-    """Until the context ends, a launch on a GPU raises `Refused` where the compiler or the GPU refuses it.
+    """Until the context ends, a launch on a GPU raises `Refused` if the compiler or the GPU refuses it.
 
     Args:
-        stack: accept kernels that take stack, where registers are spilled to.
+        stack: accept kernels that use stack, which is where registers are spilled to.
     """
     token = _trial.set(stack)
     try:
@@ -108,22 +109,22 @@ def run(
 
 
 def _try(call: Call, stack_accepted: bool) -> None:
-    """Start a kernel, or raise `Refused`; errors that are not the compiler's or of resources are raised as they are."""
+    """Start a kernel, or raise `Refused`. Errors that concern neither the compiler nor resources are raised as is."""
     from triton.errors import TritonError
 
     given = {**call.arguments, **call.constants, **call.options}
     try:
-        # `warmup` compiles and runs nothing, so these errors are the compiler's: Triton's own, RuntimeError from the
+        # `warmup` only compiles, so these errors are the compiler's: TritonError from Triton, RuntimeError from the
         # passes of MLIR and LLVM, ValueError and IndexError from C++, AssertionError from the backends.
         call.kernel.warmup(grid=call.grid, **given)
     except (TritonError, RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise Refused(f"not compiled: {error}") from error
     try:
         compiled = call.kernel[call.grid](**given)
-    except TritonError as error:  # OutOfResources: Triton compares needs and limits when it loads the kernel
+    except TritonError as error:  # OutOfResources: Triton checks the limits when it loads the kernel
         raise Refused(str(error)) from error
     except RuntimeError as error:
-        if any(text in str(error) for text in TOO_MUCH):
+        if any(text in str(error) for text in RESOURCE_ERROR_TEXTS):
             raise Refused(str(error)) from error
         raise
     # Triton counts the bytes of stack in words of four.
@@ -148,7 +149,7 @@ def interpreted() -> bool:
 
 @lru_cache
 def interpreter_refusal() -> str | None:
-    """Why Triton's interpreter cannot run loops with the NumPy that is installed; None where it can."""
+    """Why Triton's interpreter cannot run loops with the installed NumPy; None if it can."""
     import numpy
     import triton
 
@@ -159,7 +160,7 @@ def interpreter_refusal() -> str | None:
 
 
 def architecture(device: torch.device) -> str:
-    """Name of the architecture that serves a device: `sm_90`, `gfx942`, or `interpreter`."""
+    """Name of the architecture that runs kernels for a device: `sm_90`, `gfx942`, or `interpreter`."""
     if _stand_in is not None:
         return _stand_in.architecture
     return INTERPRETER if interpreted() else _gpu_architecture(device.index or 0)
@@ -174,5 +175,5 @@ def _gpu_architecture(index: int) -> str:
 
 
 def dense_rows(t: Tensor) -> Tensor:
-    """The tensor with its last dimension dense, copied only if it is not."""
+    """The tensor with a dense last dimension; a copy only if its last dimension is not dense."""
     return t if t.stride(-1) == 1 else t.contiguous()

@@ -1,9 +1,9 @@
-"""Backward of the bilinear read of a learned table, without atomics: each cell gathers from the points around it.
+"""The bilinear read of the embedding table: helpers for the forward kernels, and its gradients.
 
     E(c) = Σ_k weight_k(c) · table[cell_k(c)]        over the four cells around c
 
-The four (cell, weight) pairs of every point are sorted by cell once; then a program sums its cell's points in that
-order, so that two runs agree bit for bit wherever the points lie.
+The gradient of the table uses no atomics. The four (cell, weight) pairs of every point are sorted by cell; then the
+program of a cell sums the points of that cell in this order, so that two runs agree bit for bit for any points.
 
     N points   H, W cells   C channels
 """
@@ -19,13 +19,13 @@ from .tiles import Tiles, embedding_tiles
 
 @triton.jit
 def cell_position(x, size, ALIGN_CORNERS: tl.constexpr):
-    """Lower cell, upper cell, share of the upper, and cells a unit of x: x in [-1, 1], beyond which the border is read.
+    """Lower cell, upper cell, share of the upper cell, and cells per unit of x: x in [-1, 1].
 
-    With ALIGN_CORNERS -1 and 1 are the centres of the outermost cells, else their outer edges. Where x is NaN,
-    the cells are some that there are, and the share is NaN.
+    Beyond that range the border is read. With ALIGN_CORNERS -1 and 1 are the centres of the outermost cells, else their
+    outer edges. If x is NaN, the cells are valid ones, and the share is NaN.
     """
     position = (x + 1) * 0.5 * (size - 1) if ALIGN_CORNERS else ((x + 1) * size - 1) * 0.5
-    # Not tl.maximum: what that gives for NaN differs between a GPU and the interpreter, and becomes an address.
+    # Not tl.maximum: its result for NaN differs between a GPU and the interpreter, and the result becomes an address.
     clamped = tl.minimum(tl.where(position > 0, position, 0.0), (size - 1).to(tl.float32))
     low = tl.floor(clamped)
     lower = low.to(tl.int32)
@@ -36,10 +36,10 @@ def cell_position(x, size, ALIGN_CORNERS: tl.constexpr):
 
 
 @triton.jit
-def cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS: tl.constexpr):
-    """Cells left, right, above and below points [N, 2], shares of right and below, and cells a unit of x and y."""
-    x = tl.load(at_ptr + offs_n * 2, mask=mask_n, other=0.0)
-    y = tl.load(at_ptr + offs_n * 2 + 1, mask=mask_n, other=0.0)
+def cells_around(table_coords_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS: tl.constexpr):
+    """Columns left and right of points [N, 2], rows above and below, shares of right and below, cells per unit."""
+    x = tl.load(table_coords_ptr + offs_n * 2, mask=mask_n, other=0.0)
+    y = tl.load(table_coords_ptr + offs_n * 2 + 1, mask=mask_n, other=0.0)
     left, right, share_x, slope_x = cell_position(x, tl.full([], W, tl.int32), ALIGN_CORNERS)
     top, bottom, share_y, slope_y = cell_position(y, tl.full([], H, tl.int32), ALIGN_CORNERS)
     return left, right, top, bottom, share_x, share_y, slope_x, slope_y
@@ -47,7 +47,7 @@ def cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS: tl.constexpr):
 
 @triton.jit
 def corners(channels, left, right, top, bottom, C, W, mask):
-    """The table at the four cells around every point: pointers [1, BLOCK_C], cells [BLOCK_N] -> four [N, C] tiles."""
+    """The table's values in the four cells around every point: pointers [1, BLOCK_C] -> four [BLOCK_N, BLOCK_C]."""
     top, bottom = top.to(tl.int64) * W, bottom.to(tl.int64) * W
     e00 = tl.load(channels + ((top + left) * C)[:, None], mask=mask, other=0.0).to(tl.float32)
     e01 = tl.load(channels + ((top + right) * C)[:, None], mask=mask, other=0.0).to(tl.float32)
@@ -58,7 +58,7 @@ def corners(channels, left, right, top, bottom, C, W, mask):
 
 @triton.jit(do_not_specialize=["N"])
 def embedding_cells_kernel(
-    at_ptr,  # float32 [N, 2]
+    table_coords_ptr,  # float32 [N, 2]
     cells_ptr,  # int32 [N, 4]
     weights_ptr,  # float32 [N, 4]
     N,
@@ -70,7 +70,9 @@ def embedding_cells_kernel(
     """The four cells around every point, y·W + x, and their weights."""
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
-    left, right, top, bottom, share_x, share_y, _, _ = cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS)
+    left, right, top, bottom, share_x, share_y, _, _ = cells_around(
+        table_coords_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS
+    )
     cells, weights = cells_ptr + offs_n * 4, weights_ptr + offs_n * 4
     tl.store(cells, top * W + left, mask=mask_n)
     tl.store(cells + 1, top * W + right, mask=mask_n)
@@ -85,13 +87,13 @@ def embedding_cells_kernel(
 @triton.jit
 def embedding_bwd_table_kernel(
     dout_ptr,  # [N, ...], a row's last C elements
-    order_ptr,  # int64 [4N], places in the list of pairs, sorted by cell
-    weights_ptr,  # float32 [4N], of the pairs as they were
-    starts_ptr,  # int64 [H·W + 1], where each cell's pairs start
+    order_ptr,  # int64 [4N], indices of the pairs, sorted by cell
+    weights_ptr,  # float32 [4N], weights of the pairs in their original order
+    starts_ptr,  # int64 [H·W + 1], where each cell's pairs start in `order`
     dtable_ptr,  # float32 [slices, H·W, C]
     C,
     dout_stride,
-    ADD: tl.constexpr,  # to what dtable holds
+    ADD: tl.constexpr,  # add to what dtable holds
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -110,7 +112,7 @@ def embedding_bwd_table_kernel(
         offs = start + tl.arange(0, BLOCK_N)
         pair = tl.load(order_ptr + offs, mask=offs < end, other=0)
         weight = tl.load(weights_ptr + pair, mask=offs < end, other=0.0)
-        # On the native grid three of a point's four weights are zero, and their rows are not read.
+        # On the native grid three of a point's four weights are zero; their rows are not read.
         mask = (weight != 0)[:, None] & mask_c[None, :]
         dout = tl.load(dout_ptr + (pair // 4)[:, None] * dout_stride + offs_c[None, :], mask=mask, other=0.0)
         acc += weight[:, None] * dout.to(tl.float32)
@@ -122,11 +124,11 @@ def embedding_bwd_table_kernel(
 
 
 @triton.jit(do_not_specialize=["N"])
-def embedding_bwd_at_kernel(
+def embedding_bwd_coords_kernel(
     dout_ptr,  # [N, ...], a row's last C elements
-    at_ptr,  # float32 [N, 2]
+    table_coords_ptr,  # float32 [N, 2]
     table_ptr,  # [H, W, C]
-    dat_ptr,  # float32 [N, 2]
+    dtable_coords_ptr,  # float32 [N, 2]
     N,
     C,
     H,
@@ -140,7 +142,7 @@ def embedding_bwd_at_kernel(
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     left, right, top, bottom, share_x, share_y, slope_x, slope_y = cells_around(
-        at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS
+        table_coords_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS
     )
     across, down = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     for c in range(0, C, BLOCK_C):
@@ -152,41 +154,41 @@ def embedding_bwd_at_kernel(
         along_y = (e10 - e00) * (1 - share_x)[:, None] + (e11 - e01) * share_x[:, None]
         across += tl.sum(dout * along_x, 1)
         down += tl.sum(dout * along_y, 1)
-    tl.store(dat_ptr + offs_n * 2, across * slope_x, mask=mask_n)
-    tl.store(dat_ptr + offs_n * 2 + 1, down * slope_y, mask=mask_n)
+    tl.store(dtable_coords_ptr + offs_n * 2, across * slope_x, mask=mask_n)
+    tl.store(dtable_coords_ptr + offs_n * 2 + 1, down * slope_y, mask=mask_n)
 
 
 def embedding_bwd_table(
-    dout: Tensor, at: Tensor, table_shape: torch.Size, *, align_corners: bool, into: Tensor | None = None
+    dout: Tensor, table_coords: Tensor, table_shape: torch.Size, *, align_corners: bool, into: Tensor | None = None
 ) -> Tensor:
-    """Gradient of the table.
+    """Gradient of the embedding table.
 
     Args:
         dout: gradient of what was read [N, C], rows may be strided.
-        at: x, y in [-1, 1], float32 [N, 2].
+        table_coords: where the table was read, x, y in [-1, 1], float32 [N, 2].
         table_shape: (H, W, C).
         align_corners: as in the forward pass.
-        into: what this returned for other points, to which these are added.
+        into: what this function returned for other points; the gradient is added to it.
 
     Returns:
         float32 [H, W, C].
     """
     H, W, C = table_shape
-    N = at.shape[0]
-    cells = torch.empty(N, 4, dtype=torch.int32, device=at.device)
-    weights = torch.empty(N, 4, dtype=torch.float32, device=at.device)
-    places = {"at_ptr": at, "cells_ptr": cells, "weights_ptr": weights, "N": N, "H": H, "W": W}
+    N = table_coords.shape[0]
+    cells = torch.empty(N, 4, dtype=torch.int32, device=table_coords.device)
+    weights = torch.empty(N, 4, dtype=torch.float32, device=table_coords.device)
+    arguments = {"table_coords_ptr": table_coords, "cells_ptr": cells, "weights_ptr": weights, "N": N, "H": H, "W": W}
     tiles = Tiles(256, 1, 1, warps=4, stages=1)
     constants = {"ALIGN_CORNERS": align_corners, "BLOCK_N": tiles.rows}
-    run(embedding_cells_kernel, (triton.cdiv(N, tiles.rows),), places, constants, tiles)
+    run(embedding_cells_kernel, (triton.cdiv(N, tiles.rows),), arguments, constants, tiles)
 
     sorted_cells, order = cells.flatten().sort(stable=True)
-    starts = torch.searchsorted(sorted_cells, torch.arange(H * W + 1, dtype=torch.int32, device=at.device))
-    # Few cells and many points: more than one program a cell.
+    starts = torch.searchsorted(sorted_cells, torch.arange(H * W + 1, dtype=torch.int32, device=table_coords.device))
+    # With few cells and many points there is more than one program per cell.
     slices = max(1, min(64, triton.cdiv(4 * N, 64 * H * W)))
     tiles = embedding_tiles(C)
     add = into is not None and slices == 1
-    dtable = into if add else torch.empty(slices, H * W, C, dtype=torch.float32, device=at.device)
+    dtable = into if add else torch.empty(slices, H * W, C, dtype=torch.float32, device=table_coords.device)
     arguments = {
         "dout_ptr": dout,
         "order_ptr": order,
@@ -204,16 +206,16 @@ def embedding_bwd_table(
     return total if into is None else into.add_(total)
 
 
-def embedding_bwd_at(dout: Tensor, at: Tensor, table: Tensor, *, align_corners: bool) -> Tensor:
-    """Gradient of the points: dout [N, C], at float32 [N, 2], table [H, W, C] -> float32 [N, 2]."""
-    (H, W, C), N = table.shape, at.shape[0]
+def embedding_bwd_coords(dout: Tensor, table_coords: Tensor, table: Tensor, *, align_corners: bool) -> Tensor:
+    """Gradient of the points: dout [N, C], table_coords float32 [N, 2], table [H, W, C] -> float32 [N, 2]."""
+    (H, W, C), N = table.shape, table_coords.shape[0]
     tiles = Tiles(8, min(64, triton.next_power_of_2(C)), 1, warps=4, stages=1)
-    dat = torch.empty(N, 2, dtype=torch.float32, device=at.device)
+    dtable_coords = torch.empty(N, 2, dtype=torch.float32, device=table_coords.device)
     arguments = {
         "dout_ptr": dout,
-        "at_ptr": at,
+        "table_coords_ptr": table_coords,
         "table_ptr": table,
-        "dat_ptr": dat,
+        "dtable_coords_ptr": dtable_coords,
         "N": N,
         "C": C,
         "H": H,
@@ -221,5 +223,5 @@ def embedding_bwd_at(dout: Tensor, at: Tensor, table: Tensor, *, align_corners: 
         "dout_stride": dout.stride(0),
     }
     constants = {"ALIGN_CORNERS": align_corners, "BLOCK_N": tiles.rows, "BLOCK_C": tiles.cols}
-    run(embedding_bwd_at_kernel, (triton.cdiv(N, tiles.rows),), arguments, constants, tiles)
-    return dat
+    run(embedding_bwd_coords_kernel, (triton.cdiv(N, tiles.rows),), arguments, constants, tiles)
+    return dtable_coords

@@ -1,8 +1,8 @@
-"""Coordinates to the first layer's input in one pass, [sin(F c + φ); E(c)], and the gradients of F, φ and c.
+"""The encoding of coordinates, [sin(F c + φ); E(c)], in one pass, and the gradients of F, φ and c.
 
-The sine is exact to a few 1e-7 for arguments up to 1e4. Products of coordinate and frequency that large lose their
-digits in float32, so both factors are split into halves of 12 bits, whose products are exact; each product is reduced
-by multiples of π before anything is added to it.
+The sine is accurate to a few 1e-7 for arguments up to 1e4. In float32 a product of coordinate and frequency as large as
+that has few correct digits after the point. Therefore both factors are split into halves of 12 bits, whose products are
+exact, and each product is reduced by multiples of π before anything is added to it.
 
     N points   D coordinate dimensions, 2 or 3   C channels of each half
 """
@@ -16,7 +16,7 @@ from .device import run
 from .embedding import cells_around, corners
 from .tiles import fourier_tiles
 
-# π in three parts. The first two have so few bits that their products with whole numbers below 2¹² are exact.
+# π in three parts. The first two have few bits, so that their products with whole numbers below 2¹² are exact.
 PI_1 = tl.constexpr(3.140625)
 PI_2 = tl.constexpr(9.67502593994140625e-4)
 PI_3 = tl.constexpr(1.509957990978376432e-7)
@@ -26,13 +26,13 @@ HALF_PI = tl.constexpr(1.5707963267948966)
 
 @triton.jit
 def upper_half(x):
-    """The 12 leading bits of a float32's 24."""
+    """A float32 with only the 12 leading bits of its 24."""
     return (x.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def half_turns(x):
-    """The whole number of times that π goes into x, and the rest, in [-π/2, π/2]."""
+    """n and a rest in [-π/2, π/2] with x = nπ + rest and n whole."""
     n = tl.floor(x * INVERSE_PI + 0.5)
     return n, ((x - n * PI_1) - n * PI_2) - n * PI_3
 
@@ -56,7 +56,7 @@ def sine(n, rest):
 
 @triton.jit
 def phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D: tl.constexpr):
-    """F c as n half turns and a rest: float32 [N], [C] offsets -> two [N, C]."""
+    """n and a rest with F c = nπ + rest: [N], [C] offsets -> two float32 [N, C]."""
     turns = tl.zeros([offs_n.shape[0], offs_c.shape[0]], tl.float32)
     rest = tl.zeros([offs_n.shape[0], offs_c.shape[0]], tl.float32)
     for d in tl.static_range(D):
@@ -72,17 +72,19 @@ def phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D: tl.constex
 
 @triton.jit
 def waves_at(coords_ptr, freq_ptr, phase_ptr, offs_n, offs_c, mask_n, mask_c, D: tl.constexpr):
-    """sin(F c + φ): float32 [N], [C] offsets -> [N, C]."""
+    """sin(F c + φ): [N], [C] offsets -> float32 [N, C]."""
     turns, rest = phase_of(coords_ptr, freq_ptr, offs_n, offs_c, mask_n, mask_c, D)
     phase = tl.load(phase_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
     return sine(turns, rest + phase[None, :])
 
 
 @triton.jit
-def table_at(at_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS: tl.constexpr):
+def table_at(table_coords_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS: tl.constexpr):
     """The bilinear read of a table [H, W, C] at points: [N], [C] offsets -> float32 [N, C]."""
     mask = mask_n[:, None] & mask_c[None, :]
-    left, right, top, bottom, share_x, share_y, _, _ = cells_around(at_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS)
+    left, right, top, bottom, share_x, share_y, _, _ = cells_around(
+        table_coords_ptr, offs_n, mask_n, H, W, ALIGN_CORNERS
+    )
     e00, e01, e10, e11 = corners(table_ptr + offs_c[None, :], left, right, top, bottom, C, W, mask)
     upper = e00 * (1 - share_x)[:, None] + e01 * share_x[:, None]
     lower = e10 * (1 - share_x)[:, None] + e11 * share_x[:, None]
@@ -94,7 +96,7 @@ def fourier_fwd_kernel(
     coords_ptr,  # float32 [N, D]
     freq_ptr,  # [C, D]
     phase_ptr,  # [C]
-    at_ptr,  # float32 [N, 2] or None
+    table_coords_ptr,  # float32 [N, 2] or None
     table_ptr,  # [H, W, C] or None
     out_ptr,  # [N, C], or [N, 2C] with a table
     N,
@@ -107,7 +109,7 @@ def fourier_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A tile of waves, and beside it the same tile of the table's bilinear read."""
+    """A tile of waves and, with a table, the same tile of its bilinear read."""
     tiles_c = tl.cdiv(C, BLOCK_C)
     offs_n = (tl.program_id(0) // tiles_c).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_c = (tl.program_id(0) % tiles_c) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -118,7 +120,7 @@ def fourier_fwd_kernel(
     waves = waves_at(coords_ptr, freq_ptr, phase_ptr, offs_n, offs_c, mask_n, mask_c, D)
     tl.store(out_ptrs, waves.to(out_ptr.dtype.element_ty), mask=mask)
     if table_ptr is not None:
-        read = table_at(at_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS)
+        read = table_at(table_coords_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS)
         tl.store(out_ptrs + C, read.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -128,10 +130,10 @@ def fourier_bwd_freq_kernel(
     coords_ptr,  # float32 [N, D]
     freq_ptr,  # [C, D]
     phase_ptr,  # [C]
-    sums_ptr,  # float32 [splits, D + 1, C], the last of D + 1 for the phase
+    sums_ptr,  # float32 [splits, D + 1, C], the last of the D + 1 rows is that of the phase
     N,
     C,
-    points,  # of one split, a multiple of BLOCK_N
+    points,  # points of one split, a multiple of BLOCK_N
     dout_stride,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -207,22 +209,22 @@ def fourier_fwd(
     coords: Tensor,
     freq: Tensor,
     phase: Tensor,
-    at: Tensor | None = None,
+    table_coords: Tensor | None = None,
     table: Tensor | None = None,
     *,
     align_corners: bool = True,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Waves, and beside them what a table holds.
+    """Waves and, with a table, its bilinear read.
 
     Args:
         coords: float32 [N, D].
-        freq: radians per unit [C, D].
-        phase: radians [C].
-        at: where the table is read, x, y in [-1, 1], float32 [N, 2].
-        table: [H, W, C].
+        freq: F, radians per unit [C, D].
+        phase: φ, radians [C].
+        table_coords: where the table is read, x, y in [-1, 1], float32 [N, 2].
+        table: E [H, W, C].
         align_corners: -1 and 1 are the centres of the outermost cells, else their outer edges.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         [N, C], or [N, 2C] with a table.
@@ -235,7 +237,7 @@ def fourier_fwd(
         "coords_ptr": coords,
         "freq_ptr": freq,
         "phase_ptr": phase,
-        "at_ptr": at,
+        "table_coords_ptr": table_coords,
         "table_ptr": table,
         "out_ptr": out,
         "N": N,
@@ -277,7 +279,7 @@ def fourier_bwd_coords(dout: Tensor, coords: Tensor, freq: Tensor, phase: Tensor
     """Gradient of the coordinates through the waves: dout [N, C] -> float32 [N, D]."""
     (N, D), C = coords.shape, freq.shape[0]
     tiles = fourier_tiles(C)
-    points = tiles.rows if D == 2 else tiles.rows // 2  # with 16 in three dimensions Triton 3.6 spills on sm_100
+    points = tiles.rows if D == 2 else tiles.rows // 2  # for D = 3, 16 points spill on sm_100 with Triton 3.6
     dcoords = torch.empty(N, D, dtype=torch.float32, device=coords.device)
     arguments = {
         "dout_ptr": dout,

@@ -1,11 +1,13 @@
 """A whole network layer by layer, forward and backward, in chunks of pixels.
 
-Layers run over one chunk before the next, so that what one launch writes the next reads from L2. In the backward pass
-the product that makes a layer's input gradient does all else that the layer below needs (mod_fc_bwd.py): no pass goes
-over activations besides the products. Gradients of weights add up over chunks in place.
+All layers run over one chunk of pixels before the next chunk begins, so that a launch reads from L2 what the launch
+before it wrote. In the backward pass the kernel that computes the gradient of a layer's input also does everything else
+that the layer below needs (mod_fc_bwd.py), so only matrix products go over the activations. The gradients of the
+weights are summed over the chunks in place.
 
-A residual block, (y + x)/√2, ends in the epilogue of its second layer, which also keeps the sign of y for lrelu'. Going
-back, the epilogue that makes the gradient of the block's output hands it on, over √2, to both y and x.
+A residual block, (y + x)/√2, ends in the epilogue of its second layer, which also stores the sign of y for lrelu'. In
+the backward pass, the epilogue that computes the gradient of the block's output divides it by √2 and passes it on to
+both y and x.
 
     B images   P pixels   C channels of each half of the encoding   L layers   n pixels of a chunk
 """
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .device import architecture
-from .embedding import embedding_bwd_at, embedding_bwd_table
+from .embedding import embedding_bwd_coords, embedding_bwd_table
+from .formulas import LRELU_GAIN
 from .fourier import fourier_bwd_coords, fourier_bwd_freq, fourier_fwd
 from .mod_fc import mod_fc_fwd
 from .mod_fc_bwd import mod_fc_dgrad, mod_fc_wgrad
@@ -25,18 +28,18 @@ from .modulate import modulate_bwd, modulate_fwd
 from .network import Network
 from .tiles import chunk_pixels
 
-GAIN = 2**0.5
-# Tensors of a chunk that launches hand on to each other through L2: a layer's input and output; going back, where
-# activations come from memory and every chunk costs a pass over the weights' gradients, the gradient alone. Residual
-# blocks have one more.
-FORWARD_TENSORS, BACKWARD_TENSORS = 2, 1
+# The number of a chunk's tensors that have to fit in L2 together; residual blocks have one more. Forward they are a
+# layer's input and output. Backward it is only the gradient: activations come from memory, and larger chunks mean fewer
+# passes over the gradients of the weights.
+FORWARD_TENSORS = 2
+BACKWARD_TENSORS = 1
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Modulated weights of a network, in its compute dtype."""
+    """Modulated weights of a network, in the compute dtype."""
 
-    layers: list[Tensor]  # [B, O, I], the gain in them
+    layers: list[Tensor]  # [B, O, I], including the gain
     layer_scales: list[Tensor]  # demodulation coefficients, float32 [B, O]
     taps: list[Tensor]  # [B, 3, O]
     tap_scales: list[Tensor]
@@ -48,7 +51,7 @@ class Weights:
 
     @staticmethod
     def from_tensors(tensors: Sequence[Tensor], network: Network) -> tuple["Weights", list[Tensor]]:
-        """What `tensors` gave for such a network, and the tensors that follow it."""
+        """The weights from what `tensors` returned for this network, and the tensors that follow them."""
         rest = iter(tensors)
         layers, taps = len(network.weights), len(network.tap_weights)
         counts = (layers, layers, taps, taps, len(network.shortcuts))
@@ -57,11 +60,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Activations:
-    """What the backward pass needs of a range of pixels."""
+    """What the backward pass needs for a range of pixels."""
 
     x0: Tensor  # [B|1, n, 2C]
-    layers: list[Tensor]  # what every layer hands on, where a residual block ends its output [B, n, O]
-    signs: list[Tensor]  # of every residual block: where its last layer's own output is positive, uint8 [B, n, O]
+    layers: list[Tensor]  # every layer's output; for the last layer of a block, the output of the block [B, n, O]
+    signs: list[Tensor]  # for every residual block: where y in (y + x)/√2 is positive, uint8 [B, n, O]
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order of the fields."""
@@ -69,65 +72,66 @@ class Activations:
 
     @staticmethod
     def from_tensors(tensors: Sequence[Tensor], network: Network) -> "Activations":
-        """From `tensors`, of such a network."""
+        """The activations from what `tensors` returned for this network."""
         layers = len(network.weights)
         return Activations(tensors[0], list(tensors[1 : 1 + layers]), list(tensors[1 + layers :]))
 
     @staticmethod
     def empty(network: Network, x0: Tensor) -> "Activations":
-        """Memory for those that follow an encoding [B|1, n, 2C]."""
+        """Uninitialised memory for the activations that follow an encoding [B|1, n, 2C]."""
         shape, widths = (network.batch, x0.shape[1]), network.widths
         layers = [x0.new_empty(*shape, width) for width in widths]
         signs = [x0.new_empty(*shape, widths[end], dtype=torch.uint8) for end in network.blocks]
         return Activations(x0, layers, signs)
 
     def part(self, start: int, end: int) -> "Activations":
-        """Some of the pixels."""
+        """The activations of the pixels from `start` to `end`."""
         parts = ([t[:, start:end] for t in tensors] for tensors in (self.layers, self.signs))
         return Activations(self.x0[:, start:end], *parts)
 
 
 @dataclass(frozen=True)
 class Points:
-    """Coordinates, and where the table is read: dense float32 [B|1, P, D] and [B|1, P, 2]."""
+    """Coordinates, and where the embedding table is read: dense float32 [B|1, P, D] and [B|1, P, 2]."""
 
     coords: Tensor
-    at: Tensor
+    table_coords: Tensor
 
     @staticmethod
-    def of(coords: Tensor, at: Tensor) -> "Points":
-        """From tensors of any strides."""
-        return Points(coords.contiguous(), at.contiguous())
+    def of(coords: Tensor, table_coords: Tensor) -> "Points":
+        """Points from tensors with any strides."""
+        return Points(coords.contiguous(), table_coords.contiguous())
 
     def part(self, start: int, end: int) -> "Points":
-        """Some of the pixels."""
-        return Points.of(self.coords[:, start:end], self.at[:, start:end])
+        """The points of the pixels from `start` to `end`."""
+        return Points.of(self.coords[:, start:end], self.table_coords[:, start:end])
 
 
 def modulate(network: Network, dtype: torch.dtype) -> Weights:
     """All of a network's modulated weights."""
     layers = [
-        modulate_fwd(weight, style, demodulate=True, gain=GAIN, dtype=dtype)
+        modulate_fwd(weight, style, demodulate=True, gain=LRELU_GAIN, dtype=dtype)
         for weight, style in zip(network.weights, network.styles, strict=True)
     ]
     taps = [
         modulate_fwd(weight, style, demodulate=False, gain=1.0, dtype=dtype)
         for weight, style in zip(network.tap_weights, network.tap_styles, strict=True)
     ]
-    # Copies for a batch of any size: an operator may not return a view of its input, as expand gives for one image.
+    # Copies, even for one image: `expand` would return a view, and an operator may not return a view of its input.
     shortcuts = [w.to(dtype).repeat(network.batch, 1, 1) for w in network.shortcuts]
     return Weights(*_columns(layers), *_columns(taps), shortcuts)
 
 
-def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
-    """Colours at coordinates; the arguments are those of `stack.render`. Float32 [B, P, 3]."""
+def infer(network: Network, coords: Tensor, table_coords: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
+    """Colours at coordinates, float32 [B, P, 3], without gradients; the arguments are those of `stack.infer`."""
     rgb = torch.empty(network.batch, coords.shape[1], 3, dtype=torch.float32, device=coords.device)
-    forward_in_chunks(network, modulate(network, dtype), Points.of(coords, coords if at is None else at), rgb)
+    points = Points.of(coords, coords if table_coords is None else table_coords)
+    forward_in_chunks(network, modulate(network, dtype), points, rgb)
     return rgb
 
 
 def forward_in_chunks(network: Network, weights: Weights, points: Points, rgb: Tensor) -> None:
-    """Write colours, float32 [B, P, 3], keeping nothing: memory for one chunk's activations, whatever P."""
+    """Write the colours to `rgb`, float32 [B, P, 3], and keep nothing: memory holds the activations of one chunk."""
     dtype = weights.layers[0].dtype
     for start, end in ranges(rgb.shape[1], _chunk(network, FORWARD_TENSORS, dtype)):
         x0 = encode(network, points.part(start, end), dtype)
@@ -136,21 +140,21 @@ def forward_in_chunks(network: Network, weights: Weights, points: Points, rgb: T
 
 def encode(network: Network, points: Points, dtype: torch.dtype) -> Tensor:
     """The first layer's input [B|1, n, 2C]."""
-    rows, at = points.coords.flatten(0, 1), points.at.flatten(0, 1)
+    rows, table_coords = points.coords.flatten(0, 1), points.table_coords.flatten(0, 1)
     x0 = fourier_fwd(
-        rows, network.freq, network.phase, at, network.table, align_corners=network.align_corners, dtype=dtype
+        rows, network.freq, network.phase, table_coords, network.table, align_corners=network.align_corners, dtype=dtype
     )
     return x0.unflatten(0, points.coords.shape[:2])
 
 
 def forward(network: Network, weights: Weights, x0: Tensor, rgb: Tensor | None) -> Activations:
-    """All layers, their outputs kept.
+    """Run all layers and keep their outputs.
 
     Args:
-        network: its biases count.
+        network: only its biases are used.
         weights: its modulated weights.
         x0: encoded coordinates [B|1, n, 2C].
-        rgb: where the colours go, float32 [B, n, 3]; None if they are known.
+        rgb: where to write the colours, float32 [B, n, 3]; None if they are not needed.
 
     Returns:
         x0 and the outputs of all layers.
@@ -163,13 +167,13 @@ def forward(network: Network, weights: Weights, x0: Tensor, rgb: Tensor | None) 
 
 
 def _forward_chunk(network: Network, weights: Weights, x: Tensor, rgb: Tensor | None, kept: Activations | None) -> None:
-    """All layers for pixels that fit in L2, written to `kept` if given."""
+    """Run all layers for a chunk of pixels; write their outputs to `kept`, and the colours to `rgb`, if given."""
     taps = {} if rgb is None else dict(zip(network.tapped, weights.taps, strict=True))
     blocks = network.blocks
     signs = {} if kept is None else dict(zip(blocks, kept.signs, strict=True))
     parts, before = [], x
-    for place, (w, bias) in enumerate(zip(weights.layers, network.biases, strict=True)):
-        around, shortcut = before if place in blocks else None, blocks.get(place)
+    for index, (w, bias) in enumerate(zip(weights.layers, network.biases, strict=True)):
+        around, shortcut = before if index in blocks else None, blocks.get(index)
         if shortcut is not None:
             around, _ = mod_fc_fwd(before, weights.shortcuts[shortcut], None, lrelu=False)
         before = x
@@ -178,11 +182,11 @@ def _forward_chunk(network: Network, weights: Weights, x: Tensor, rgb: Tensor | 
             w,
             bias,
             lrelu=True,
-            gain=GAIN,
+            gain=LRELU_GAIN,
             around=around,
-            rgb_w=taps.get(place),
-            y=None if kept is None else kept.layers[place],
-            signs=signs.get(place),
+            rgb_w=taps.get(index),
+            y=None if kept is None else kept.layers[index],
+            signs=signs.get(index),
         )
         parts += [] if part is None else [part]
     if rgb is not None:
@@ -191,13 +195,13 @@ def _forward_chunk(network: Network, weights: Weights, x: Tensor, rgb: Tensor | 
 
 
 class Gradients:
-    """Gradients of a network, added up over ranges of pixels.
+    """Gradients of a network, summed over ranges of pixels.
 
     Args:
-        network: its parameters.
+        network: the parameters.
         weights: its modulated weights.
-        points: its coordinates [B|1, P, ...].
-        want_coords: also the gradients of the coordinates and of where the table is read.
+        points: the points of all pixels.
+        want_coords: also compute the gradients of the points.
     """
 
     def __init__(self, network: Network, weights: Weights, points: Points, *, want_coords: bool):
@@ -210,10 +214,10 @@ class Gradients:
         self.phase = torch.zeros_like(network.phase, dtype=torch.float32)
         self.table: Tensor | None = None
         self.coords = torch.empty_like(points.coords) if want_coords else None
-        self.at = torch.empty_like(points.at) if want_coords else None
+        self.table_coords = torch.empty_like(points.table_coords) if want_coords else None
 
     def add(self, start: int, end: int, activations: Activations, drgb: Tensor) -> None:
-        """Go back through all layers for the pixels from `start` to `end`, drgb [B, end - start, 3]."""
+        """Add the gradients from the pixels from `start` to `end`: drgb [B, end - start, 3]."""
         dx0 = torch.empty_like(activations.x0)
         for first, last in ranges(end - start, _chunk(self.network, BACKWARD_TENSORS, dx0.dtype)):
             self._add_layers(
@@ -222,7 +226,7 @@ class Gradients:
         self._add_encoding(start, end, dx0)
 
     def recompute(self, pixel_chunk: int, drgb: Tensor, dtype: torch.dtype) -> None:
-        """Go back for all pixels, whose activations nobody kept, a chunk after the other: drgb [B, P, 3]."""
+        """Add the gradients from all pixels, and recompute their activations chunk by chunk: drgb [B, P, 3]."""
         for start, end in ranges(drgb.shape[1], pixel_chunk):
             x0 = encode(self.network, self.points.part(start, end), dtype)
             activations = forward(self.network, self.weights, x0, None)
@@ -231,36 +235,37 @@ class Gradients:
     def _add_layers(self, activations: Activations, drgb: Tensor, dx0: Tensor) -> None:
         network, weights, blocks = self.network, self.weights, self.network.blocks
         colours, outputs = drgb.to(dx0.dtype), activations.layers
-        for tap, place in enumerate(network.tapped):
-            self.tap_parts[tap] = mod_fc_wgrad(colours, outputs[place], self.tap_parts[tap])
+        for tap, index in enumerate(network.tapped):
+            self.tap_parts[tap] = mod_fc_wgrad(colours, outputs[index], self.tap_parts[tap])
         taps = dict(zip(network.tapped, weights.taps, strict=True))
         signs = dict(zip(blocks, activations.signs, strict=True))
-        # The last layer is tapped and read by nothing else: its gradient comes through the tap as through a layer.
-        dz, w, last = colours, taps.pop(len(outputs) - 1), len(outputs) - 1
+        # Only a tap reads the last layer. Its gradient comes through the tap as through a layer.
+        last = len(outputs) - 1
+        dz, w = colours, taps.pop(last)
         around = passed = None
-        for place in range(last, -1, -1):
-            y, x = outputs[place], outputs[place - 1] if place else activations.x0
-            if place in signs:
+        for index in range(last, -1, -1):
+            y, x = outputs[index], outputs[index - 1] if index else activations.x0
+            if index in signs:
                 passed = torch.empty_like(y, memory_format=torch.contiguous_format)
-            tap = taps.get(place)
+            tap = taps.get(index)
             dz, sums = mod_fc_dgrad(
                 dz,
                 w,
                 around=around,
-                below=signs.get(place, y),
+                below=signs.get(index, y),
                 drgb=None if tap is None else drgb,
                 rgb_w=tap,
                 want_sums=True,
-                passed=passed if place in signs else None,
+                passed=passed if index in signs else None,
             )
-            self.bias_parts[place].append(sums)
-            self.layer_parts[place] = mod_fc_wgrad(dz, x, self.layer_parts[place])
-            around = self._around(passed, x, blocks[place + 1]) if place + 1 in signs else None
-            w = weights.layers[place]
+            self.bias_parts[index].append(sums)
+            self.layer_parts[index] = mod_fc_wgrad(dz, x, self.layer_parts[index])
+            around = self._around(passed, x, blocks[index + 1]) if index + 1 in signs else None
+            w = weights.layers[index]
         mod_fc_dgrad(dz, w, shared=dx0.shape[0] != network.batch, dx=dx0)
 
     def _around(self, passed: Tensor, x: Tensor, shortcut: int | None) -> Tensor:
-        """The gradient that comes to a residual block's input x around the block."""
+        """The gradient of a residual block's input x that does not come through the block's layers."""
         if shortcut is None:
             return passed
         self.shortcut_parts[shortcut] = mod_fc_wgrad(passed, x, self.shortcut_parts[shortcut])
@@ -269,25 +274,25 @@ class Gradients:
     def _add_encoding(self, start: int, end: int, dx0: Tensor) -> None:
         network, part = self.network, self.points.part(start, end)
         C = network.freq.shape[0]
-        rows, coords, at = dx0.flatten(0, 1), part.coords.flatten(0, 1), part.at.flatten(0, 1)
+        rows, coords, table_coords = dx0.flatten(0, 1), part.coords.flatten(0, 1), part.table_coords.flatten(0, 1)
         dwaves, dread = rows[:, :C], rows[:, C:]
         dfreq, dphase = fourier_bwd_freq(dwaves, coords, network.freq, network.phase)
         self.freq += dfreq
         self.phase += dphase
         align = network.align_corners
-        self.table = embedding_bwd_table(dread, at, network.table.shape, align_corners=align, into=self.table)
+        self.table = embedding_bwd_table(dread, table_coords, network.table.shape, align_corners=align, into=self.table)
         if self.coords is not None:
             shape = self.coords[:, start:end].shape[:2]
             dcoords = fourier_bwd_coords(dwaves, coords, network.freq, network.phase)
             self.coords[:, start:end] = dcoords.unflatten(0, shape)
-            dat = embedding_bwd_at(dread, at, network.table, align_corners=align)
-            self.at[:, start:end] = dat.unflatten(0, shape)
+            dtable_coords = embedding_bwd_coords(dread, table_coords, network.table, align_corners=align)
+            self.table_coords[:, start:end] = dtable_coords.unflatten(0, shape)
 
     def of_network(self, drgb: Tensor) -> Network:
-        """Gradients in the places of their parameters, of these dtypes: drgb of all pixels [B, P, 3]."""
+        """The gradients as a network, each where its parameter is, and of its dtype: drgb of all pixels [B, P, 3]."""
         network, weights = self.network, self.weights
         layers = [
-            modulate_bwd(dw, weight, style, d, demodulate=True, gain=GAIN)
+            modulate_bwd(dw, weight, style, d, demodulate=True, gain=LRELU_GAIN)
             for dw, weight, style, d in zip(
                 self.layer_parts, network.weights, network.styles, weights.layer_scales, strict=True
             )
@@ -299,8 +304,9 @@ class Gradients:
             )
         ]
         (dweights, dstyles), (dtap_weights, dtap_styles) = _columns(layers), _columns(taps)
-        biases = [GAIN * torch.cat(parts).sum(0) for parts in self.bias_parts]
-        # Of equal bits whatever strides autograd gave; one tensor for each, which no two results of an operator share.
+        biases = [LRELU_GAIN * torch.cat(parts).sum(0) for parts in self.bias_parts]
+        # `contiguous`: the order of the sum must not depend on the strides that autograd chose. `clone`: two results of
+        # an operator may not share memory.
         of_colours = drgb.contiguous().sum((0, 1), dtype=torch.float32)
         tap_biases = [of_colours.clone() for _ in taps]
         shortcuts = [parts.sum((0, 1)) for parts in self.shortcut_parts]
@@ -314,12 +320,13 @@ def _columns(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of at most `step` that cover `count`; one empty range if that is 0."""
-    return ((start, min(start + step, count)) for start in range(0, max(count, 1), step))
+def ranges(count: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Start and end of consecutive chunks that cover `count` pixels; one empty chunk if `count` is 0."""
+    return ((start, min(start + chunk, count)) for start in range(0, max(count, 1), chunk))
 
 
 def _chunk(network: Network, tensors: int, dtype: torch.dtype) -> int:
+    """The pixels of each image in a chunk, so that `tensors` tensors of it fit in L2."""
     device = network.freq.device
     return chunk_pixels(
         max(network.batch, 1), max(network.widths), tensors + network.residual, dtype, architecture(device)

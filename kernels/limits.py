@@ -1,12 +1,11 @@
-"""What production kernels take at most, target by target, as this version of Triton compiles them. Needs no GPU.
+"""The most registers, stack and shared memory that any kernel uses, for each target. Needs no GPU.
 
     python -m cips_fast.kernels.limits [--target sm_90 ...]
 
-Another version of Triton can be tried without another PyTorch: `pip install --no-deps --target FOLDER triton==3.6.0`,
-then put FOLDER on PYTHONPATH.
+The kernels are compiled by the installed version of Triton. To try another version without another PyTorch, install it
+to a folder, `pip install --no-deps --target FOLDER triton==3.6.0`, and put FOLDER on PYTHONPATH.
 """
 
-import argparse
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -16,28 +15,26 @@ import triton
 
 from .chips import TARGETS
 from .report.compile import Resources, compile_call, resources
-from .report.printing import print_table
+from .report.printing import Parser, print_table
 from .report.workload import production_calls
 
 
 def compile_all(target: str) -> list[Resources]:
-    """What every production launch takes on a target, compiled in as many processes as there are cores."""
-    jobs = [(target, place) for place in range(len(production_calls(target)))]
+    """What the kernel of every launch uses on a target, compiled in as many processes as there are cores."""
+    jobs = [(target, index) for index in range(len(production_calls(target)))]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
         return pool.map(_compile_one, jobs, chunksize=1)
 
 
 def _compile_one(job: tuple[str, int]) -> Resources:
-    target, place = job
-    return resources(compile_call(production_calls(target)[place], target))
+    target, index = job
+    return resources(compile_call(production_calls(target)[index], target))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table with a row for each target."""
-    parser = argparse.ArgumentParser(prog="python -m cips_fast.kernels.limits", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--target", nargs="+", choices=TARGETS, default=TARGETS, help="architectures to compile for (default: all)"
-    )
+    parser = Parser(prog="python -m cips_fast.kernels.limits", description=__doc__.split("\n")[0])
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=TARGETS, help="architectures (default: all)")
     targets = dict.fromkeys(parser.parse_args(arguments).target)
     heads = ["Triton", "target", "kernels", "with stack", "most registers", "most shared KiB"]
     rows = []

@@ -1,10 +1,15 @@
-"""The per-pixel layer: forward; and its place in the grid, which its gradients (mod_fc_bwd.py) share.
+"""The per-pixel layer, forward: a matrix product with bias, activation, RGB tap and residual sum in one kernel.
 
     y[b,p,o] = act(Σ_i x[b,p,i] W'[b,o,i] + g β[o])        W' already modulated, demodulated and scaled by the gain g
 
-and where a residual block ends (that + around)/√2. lrelu is positively homogeneous, g·lrelu(v) = lrelu(g·v), so with
-the gain in W' and β the sign of y is all that the backward pass needs of the activation. The product accumulates in
-float32, and every output element is written by one program.
+At the end of a residual block the result is (y + around)/√2. The product accumulates in float32, and every output
+element is written by one program.
+
+Why lrelu is the only activation in this kernel: lrelu is positively homogeneous, g·lrelu(v) = lrelu(g·v) for g > 0, so
+its gain is part of the small weights and biases instead of a pass over the pixels. Its derivative depends only on the
+sign of v, which is the sign of y. So the backward pass needs nothing but y, which is kept anyway as the input of the
+next layer; a residual block keeps one sign per element. A sine or a GELU has neither property: v would have to be kept,
+too. Such an activation is a separate pass by PyTorch after a linear layer (`cips_fast.functional.mod_fc`).
 
     B images   P pixels   I in channels   O out channels
 """
@@ -17,18 +22,20 @@ from torch import Tensor
 from .autotune import product_tiles
 from .chips import precision
 from .device import architecture, dense_rows, run
+from .formulas import INVERSE_SQRT_2 as INVERSE_SQRT_2_VALUE
+from .formulas import LRELU_SLOPE
 from .tiles import Tiles
 
-SLOPE = tl.constexpr(0.2)
-INVERSE_SQRT_2 = tl.constexpr(0.7071067811865476)
+SLOPE = tl.constexpr(LRELU_SLOPE)
+INVERSE_SQRT_2 = tl.constexpr(INVERSE_SQRT_2_VALUE)
 
 
 @triton.jit
-def place_in_grid(rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """A program's sample, its tile of rows and of columns, and the number of samples.
+def tile_of_program(rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """The program's sample, the indices of its tile of rows and of its tile of columns, and the number of samples.
 
-    All lie on the grid's first axis: the others end at 65,535. Neighbouring programs share a tile of rows, which all
-    but the first then read from L2.
+    All tiles are on the grid's first axis, because the other axes end at 65,535. Neighbouring programs share a tile of
+    rows: the first of them reads it from memory, the others from L2.
     """
     tiles_cols = tl.cdiv(cols, BLOCK_COLS)
     tiles = tl.cdiv(rows, BLOCK_ROWS) * tiles_cols
@@ -38,7 +45,7 @@ def place_in_grid(rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr
 
 @triton.jit
 def colours(t_ptr, y, O, offs_o, mask_o):
-    """y Tᵀ of some channels: T [3, O], y float32 [BLOCK_P, BLOCK_O] -> red, green and blue [BLOCK_P]."""
+    """y Tᵀ over some channels: T [3, O], y float32 [BLOCK_P, BLOCK_O] -> red, green and blue [BLOCK_P]."""
     t0 = tl.load(t_ptr + offs_o, mask=mask_o, other=0.0).to(tl.float32)
     t1 = tl.load(t_ptr + O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
     t2 = tl.load(t_ptr + 2 * O + offs_o, mask=mask_o, other=0.0).to(tl.float32)
@@ -71,8 +78,8 @@ def mod_fc_fwd_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    """y = act(x W'ᵀ + g β), or (that + around)/√2; if asked the tile's share of the colours, Σ_o y[p,o] T'[c,o]."""
-    b, tile_p, tile_o, B = place_in_grid(P, O, BLOCK_P, BLOCK_O)
+    """y = act(x W'ᵀ + g β), or (act(...) + around)/√2, and with an RGB tap the tile's part of Σ_o y[p,o] T'[c,o]."""
+    b, tile_p, tile_o, B = tile_of_program(P, O, BLOCK_P, BLOCK_O)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tl.arange(0, BLOCK_I)
@@ -91,7 +98,7 @@ def mod_fc_fwd_kernel(
         x_ptrs += BLOCK_I
         w_ptrs += BLOCK_I
 
-    # The epilogue takes the tile in halves: with a whole one its operands would spill.
+    # The epilogue handles half of the tile at a time: the operands of a whole tile would spill.
     HALF: tl.constexpr = BLOCK_O // 2
     left, right = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
     red = tl.zeros([BLOCK_P], tl.float32)
@@ -140,19 +147,19 @@ def mod_fc_fwd(
     """One layer for every pixel.
 
     Args:
-        x: [B, P, I], or [1, P, I] shared by the batch; it is not copied.
-        w: modulated weights of x's dtype, the gain in them [B, O, I].
+        x: [B, P, I], or [1, P, I] if all images share it; it is not copied.
+        w: modulated weights of x's dtype, including the gain [B, O, I].
         bias: [O], any dtype.
-        lrelu: activate.
+        lrelu: apply the activation; without it the layer is linear.
         gain: factor of the bias.
-        around: the input of a residual block that ends here, as wide as its output [B, P, O].
+        around: if a residual block ends here, what is added to y: the block's input or its shortcut [B, P, O].
         rgb_w: modulated weights of an RGB tap on the result [B, 3, O].
-        y: where the result goes [B, P, O], pixels dense; new memory unless given.
-        signs: where the backward pass shall find which outputs were positive before `around` came to them, uint8, in
-            memory laid out as `y`.
+        y: where to write the result, [B, P, O], pixels dense; by default new memory.
+        signs: where to write, for the backward pass, which outputs were positive before `around` was added, uint8, with
+            the strides of `y`.
 
     Returns:
-        y [B, P, O] of x's dtype, and the tap's colours in parts, float32 [parts, B, P, 3], to be summed.
+        y [B, P, O] of x's dtype, and the tap's colours in parts to be summed, float32 [parts, B, P, 3].
     """
     (B, O, I), P = w.shape, x.shape[1]
     x, w = dense_rows(x), w.contiguous()
@@ -187,5 +194,9 @@ def mod_fc_fwd(
         run(mod_fc_fwd_kernel, (B * triton.cdiv(P, tiles.rows) * tiles_o,), arguments, constants | blocks, tiles)
         return out, rgb
 
-    op = "fwd" + "_end" * (around is not None) + "_tap" * (rgb_w is not None)
+    op = "fwd"
+    if around is not None:
+        op += "_end"
+    if rgb_w is not None:
+        op += "_tap"
     return attempt(product_tiles(op, (P, O, I), B, x, attempt))

@@ -1,11 +1,11 @@
-"""The gradients of the per-pixel layer as three kernels: through the activation, to the input, to the weights.
+"""The gradients of the per-pixel layer, in three kernels: through the activation, of the input, of the weights.
 
     y = lrelu(z),  z[b,p,o] = Σ_i x[b,p,i] W'[b,o,i] + g β[o]        the layer of mod_fc.py
 
-Matrix products accumulate in float32; every output element is written by one program, and sums over pixels go through
+Matrix products accumulate in float32. Every output element is written by one program, and sums over pixels are sums of
 partial sums, so that two runs agree bit for bit.
 
-    B images   P pixels   I in channels   O out channels   dz = gradient before the activation
+    B images   P pixels   I in channels   O out channels   dz gradient of z
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from .autotune import product_tiles
 from .chips import precision
 from .device import architecture, dense_rows, run
-from .mod_fc import INVERSE_SQRT_2, SLOPE, place_in_grid
+from .mod_fc import INVERSE_SQRT_2, SLOPE, tile_of_program
 from .tiles import Tiles, elementwise_tiles, pixel_splits
 
 
@@ -33,8 +33,8 @@ def mod_fc_act_bwd_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """dz = dy · lrelu'(y), and sums of its columns over a tile of pixels."""
-    b, tile_p, tile_o, _ = place_in_grid(P, O, BLOCK_P, BLOCK_O)
+    """dz = dy · lrelu'(y), and the sums of dz over a tile of pixels."""
+    b, tile_p, tile_o, _ = tile_of_program(P, O, BLOCK_P, BLOCK_O)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
     mask_o = offs_o < O
@@ -69,18 +69,20 @@ def mod_fc_dgrad_kernel(
     below_stride_b,
     below_stride_p,
     dx_stride_b,
-    SUM_B: tl.constexpr,  # x is shared by the batch: one product with K = B·O
+    SUM_B: tl.constexpr,  # all images share x: one product with K = B·O
     EVEN_O: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """dx = dz W' + around + drgb T'; then, for the layer below, times lrelu'(x) and summed over columns for its bias.
+    """dx = dz W' + around + drgb T'. With `below`, dx is multiplied by lrelu'(x), which gives the layer below its dz.
 
-    Where x = (y + x')/√2 ends a residual block, dx/√2 is passed on to x', and times lrelu'(y) to the layer below.
+    `sums` are the sums of the result over a tile of pixels, for the bias of the layer below. If x = (y + x')/√2 is the
+    output of a residual block, dx/√2 is stored to `passed` as the gradient of x', and times lrelu'(y) it is the dz of
+    the layer below.
     """
-    own_b, tile_p, tile_i, _ = place_in_grid(P, I, BLOCK_P, BLOCK_I)
+    own_b, tile_p, tile_i, _ = tile_of_program(P, I, BLOCK_P, BLOCK_I)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
     offs_o = tl.arange(0, BLOCK_O)
@@ -89,14 +91,14 @@ def mod_fc_dgrad_kernel(
     dz_ptrs = dz_ptr + offs_p[:, None] * dz_stride_p + offs_o[None, :]
     w_ptrs = w_ptr + offs_o.to(tl.int64)[:, None] * I + offs_i[None, :]
     tiles_o = tl.cdiv(O, BLOCK_O)
-    steps = tiles_o
+    iterations = tiles_o
     if SUM_B:
-        steps = B * tiles_o
+        iterations = B * tiles_o
     acc = tl.zeros([BLOCK_P, BLOCK_I], tl.float32)
-    for step in range(0, steps):
-        b, o = own_b, step * BLOCK_O
+    for iteration in range(0, iterations):
+        b, o = own_b, iteration * BLOCK_O
         if SUM_B:
-            b, o = (step // tiles_o).to(tl.int64), step % tiles_o * BLOCK_O
+            b, o = (iteration // tiles_o).to(tl.int64), iteration % tiles_o * BLOCK_O
         mask_dz, mask_w = mask_p[:, None], mask_i[None, :]
         if not EVEN_O:
             mask_dz, mask_w = mask_dz & (offs_o < O - o)[None, :], mask_w & (offs_o < O - o)[:, None]
@@ -104,7 +106,7 @@ def mod_fc_dgrad_kernel(
         w = tl.load(w_ptrs + (b * O + o) * I, mask=mask_w, other=0.0)
         acc = tl.dot(dz, w, acc, input_precision=PRECISION)
 
-    # The epilogue takes the tile in halves: with a whole one its operands would spill.
+    # The epilogue handles half of the tile at a time: the operands of a whole tile would spill.
     HALF: tl.constexpr = BLOCK_I // 2
     left, right = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
     for half in tl.static_range(2):
@@ -141,12 +143,12 @@ def mod_fc_wgrad_kernel(
     P,
     I,
     O,
-    pixels,  # of one split, a multiple of BLOCK_P
+    pixels,  # pixels of one split, a multiple of BLOCK_P
     dz_stride_b,
     dz_stride_p,
     x_stride_b,
     x_stride_p,
-    ADD: tl.constexpr,  # to what dw holds
+    ADD: tl.constexpr,  # add to what dw holds
     EVEN_P: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -154,7 +156,7 @@ def mod_fc_wgrad_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """dW'[b,split] = dzᵀ x over the pixels of one split."""
-    b, tile_o, tile_i, _ = place_in_grid(O, I, BLOCK_O, BLOCK_I)
+    b, tile_o, tile_i, _ = tile_of_program(O, I, BLOCK_O, BLOCK_I)
     split = tl.program_id(1)
     offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -164,8 +166,8 @@ def mod_fc_wgrad_kernel(
 
     dz_ptrs = dz_ptr + b * dz_stride_b + offs_p[:, None] * dz_stride_p + offs_o[None, :]
     x_ptrs = x_ptr + b * x_stride_b + offs_p[:, None] * x_stride_p + offs_i[None, :]
-    # An int64 product, however far apart the pixels lie.
-    step = tl.full([], BLOCK_P, tl.int64)
+    # int64, because the product with a stride may exceed int32.
+    advance = tl.full([], BLOCK_P, tl.int64)
     acc = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
     for p in range(0, pixels, BLOCK_P):
         mask_dz, mask_x = mask_o[None, :], mask_i[None, :]
@@ -175,9 +177,9 @@ def mod_fc_wgrad_kernel(
         dz = tl.load(dz_ptrs, mask=mask_dz, other=0.0)
         x = tl.load(x_ptrs, mask=mask_x, other=0.0)
         acc = tl.dot(tl.trans(dz), x, acc, input_precision=PRECISION)
-        dz_ptrs += step * dz_stride_p
-        x_ptrs += step * x_stride_p
-    # In halves, as in `mod_fc_dgrad_kernel`.
+        dz_ptrs += advance * dz_stride_p
+        x_ptrs += advance * x_stride_p
+    # Half of the tile at a time, as in `mod_fc_dgrad_kernel`.
     HALF: tl.constexpr = BLOCK_I // 2
     left, right = acc.reshape(BLOCK_O, 2, HALF).permute(0, 2, 1).split()
     for half in tl.static_range(2):
@@ -194,7 +196,7 @@ def mod_fc_act_bwd(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient before the lrelu, and its sum over samples and pixels.
 
     Args:
-        dy: [B, P, O].
+        dy: gradient of y [B, P, O].
         y: the activated output [B, P, O].
 
     Returns:
@@ -238,23 +240,24 @@ def mod_fc_dgrad(
 
     Args:
         dz: gradient before this layer's activation [B, P, O].
-        w: modulated weights of its dtype [B, O, I].
+        w: modulated weights of dz's dtype [B, O, I].
         shared: x was [1, P, I], and so is its gradient: one product with K = B·O.
-        around: gradient that comes to x beside this layer [B|1, P, I].
-        below: what is positive where the lrelu's output below was, whose derivative is to be applied: x itself, or
-            where a residual block ends the signs that `mod_fc_fwd` wrote [B|1, P, I].
-        drgb, rgb_w: gradient of an RGB tap's colours on x, float32 [B, P, 3], and its modulated weights [B, 3, I].
-        want_sums: sum the result over samples and pixels, for the bias of the layer below.
-        dx: where the result goes [B|1, P, I], pixels dense; new memory unless given.
-        passed: given where x = (y + x')/√2 ends a residual block: where the gradient of x' goes, dense [B|1, P, I], and
-            the same is the gradient of y.
+        around: gradient of x that does not come through this layer, to be added [B|1, P, I].
+        below: a tensor that is positive where the output of the lrelu below was positive: x itself or, if x is the
+            output of a residual block, the signs that `mod_fc_fwd` wrote [B|1, P, I].
+        drgb, rgb_w: if x has an RGB tap, the gradient of its colours, float32 [B, P, 3], and its modulated weights
+            [B, 3, I].
+        want_sums: also sum the result over samples and pixels, for the bias of the layer below.
+        dx: where to write the result, [B|1, P, I], pixels dense; by default new memory.
+        passed: given if x = (y + x')/√2 is the output of a residual block: where to write the gradient of x', which
+            equals that of y, dense [B|1, P, I].
 
     Returns:
-        dx [B|1, P, I] of dz's dtype, and its sums in parts, float32 [parts, I].
+        dx [B|1, P, I] of dz's dtype, and its sums in parts to be summed, float32 [parts, I].
     """
     (B, O, I), P = w.shape, dz.shape[1]
     if shared and rgb_w is not None:
-        raise ValueError("rgb_w: an RGB tap cannot be on an input that the batch shares")
+        raise ValueError("rgb_w: got weights for an input that all images share, must be None there")
     outer = 1 if shared else B
     dz, w = dense_rows(dz), w.contiguous()
     below = None if below is None else dense_rows(below)
@@ -300,11 +303,11 @@ def mod_fc_wgrad(dz: Tensor, x: Tensor, into: Tensor | None = None) -> Tensor:
 
     Args:
         dz: gradient before the activation [B, P, O].
-        x: the layer's input, of its dtype [B|1, P, I].
-        into: what this returned for other pixels, to which these are added.
+        x: the layer's input, of dz's dtype [B|1, P, I].
+        into: what this function returned for other pixels; the gradient is added to it.
 
     Returns:
-        Parts, float32 [B, splits, O, I], to be summed.
+        Parts to be summed, float32 [B, splits, O, I].
     """
     (B, P, O), I = dz.shape, x.shape[2]
     dz, x = dense_rows(dz), dense_rows(x)
@@ -334,7 +337,7 @@ def mod_fc_wgrad(dz: Tensor, x: Tensor, into: Tensor | None = None) -> Tensor:
         run(mod_fc_wgrad_kernel, (B * products, splits), arguments, constants | blocks, tiles)
         return dw
 
-    # Measured on results of their own: what is added to must be added to once.
+    # The tiles are measured on new memory, because the gradient must be added to `into` only once.
     return attempt(product_tiles("wgrad", (O, I, P), B, x, attempt), into)
 
 

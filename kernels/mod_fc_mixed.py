@@ -1,10 +1,11 @@
-"""The per-pixel layer where every pixel has a style of its own, a mixture of a few anchors': forward.
+"""The per-pixel layer for pixel styles, forward: each pixel's style is a mix of the styles of a few anchors.
 
     y[b,p,o] = act(d[b,p,o] Σ_i (s[b,p,i] x[b,p,i]) W[o,i] + g β[o])     s = Σ_j α_j s_j     W scaled by g/√I
     d[b,p,o]⁻² = Σ_jk α_j α_k q_jk[o] + 1e-8                             q_jk[o] = Σ_i W[o,i]² s_j[i] s_k[i] / I
 
-No pixel's weights are ever made: its style modulates x in registers, on the way to the tensor cores, and the norm that
-demodulation divides by is summed over pairs of anchors in the epilogue. All but the product is in float32.
+The kernel never computes the weights of a pixel. Instead it multiplies x by the pixel's style in registers, just before
+the matrix product, and sums the norm that demodulation divides by over pairs of anchors in the epilogue. Everything but
+the product is computed in float32. `cips_fast.pixel_styles` derives the formulas.
 
     B images   P pixels   J anchors   I in channels   O out channels
 """
@@ -18,12 +19,13 @@ from torch import Tensor
 from .autotune import product_tiles
 from .chips import precision
 from .device import architecture, dense_rows, run
-from .mod_fc import SLOPE, place_in_grid
+from .mod_fc import SLOPE, tile_of_program
+from .modulate import EPS
 from .tiles import Tiles, triton_version
 
-EPS = tl.constexpr(1e-8)
-# Modulated pixels reach Hopper's products from registers. Triton before 3.8 rewrites those registers in the next step
-# of the loop while up to three products still read them, which the PTX ISA leaves undefined ("wgmma.wait_group").
+# On Hopper the products read the modulated pixels from registers. Triton before 3.8 overwrites these registers in the
+# next iteration of the loop while up to three products still read them; the PTX ISA leaves the result undefined
+# ("wgmma.wait_group").
 REGISTERS_RACE = triton_version() < (3, 8)
 
 
@@ -52,7 +54,7 @@ def mod_fc_mixed_kernel(
     BLOCK_I: tl.constexpr,
 ):
     """y = act(d ⊙ (s ⊙ x) Wᵀ + g β)."""
-    b, tile_p, tile_o, _ = place_in_grid(P, O, BLOCK_P, BLOCK_O)
+    b, tile_p, tile_o, _ = tile_of_program(P, O, BLOCK_P, BLOCK_O)
     offs_p = tile_p.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tl.arange(0, BLOCK_I)
@@ -76,12 +78,12 @@ def mod_fc_mixed_kernel(
             style += share[:, None] * anchor[None, :]
         modulated = (x.to(tl.float32) * style).to(x.dtype)
         acc = tl.dot(modulated, w, acc, input_precision=PRECISION)
-        if WAIT:  # whatever reads the sum has Triton wait for the products; ptxas removes the move
+        if WAIT:  # Triton waits for the products before anything reads their sum; ptxas removes the move
             acc = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [acc], tl.float32, is_pure=True, pack=1)
         x_ptrs += BLOCK_I
         w_ptrs += BLOCK_I
 
-    # The epilogue takes the tile in halves: with a whole one its operands would spill.
+    # The epilogue handles half of the tile at a time: the operands of a whole tile would spill.
     HALF: tl.constexpr = BLOCK_O // 2
     left, right = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
     for half in tl.static_range(2):
@@ -95,8 +97,8 @@ def mod_fc_mixed_kernel(
                 second = tl.load(mix_ptrs + pair % J, mask=mask_p, other=0.0)
                 norm = tl.load(norms_ptr + pair * O + cols, mask=mask_cols, other=0.0)
                 squares += (first * second)[:, None] * norm[None, :]
-            squares = tl.abs(squares) + EPS  # below 0 by rounding alone
-            # A sum that overflowed would give 0, which is a wrong colour without a sign of it.
+            squares = tl.abs(squares) + EPS  # only rounding makes the sum negative
+            # If the sum overflowed, the factor would be 0, and the colours would silently be wrong.
             y *= tl.where(squares < float("inf"), tl.rsqrt(squares), float("nan"))
         if bias_ptr is not None:
             y += gain * tl.load(bias_ptr + cols, mask=mask_cols, other=0.0).to(tl.float32)[None, :]
@@ -117,17 +119,17 @@ def mod_fc_mixed(
     lrelu: bool,
     gain: float,
 ) -> Tensor:
-    """One layer for every pixel, each with a style of its own.
+    """One layer for every pixel, with a style for each pixel.
 
     Args:
-        x: [B, P, I], or [1, P, I] shared by the batch; it is not copied.
+        x: [B, P, I], or [1, P, I] if all images share it; it is not copied.
         weight: raw weights, any dtype [O, I].
-        styles: of the anchors, any dtype [J, I].
+        styles: the anchors' styles, any dtype [J, I].
         bias: [O], any dtype.
-        mix: α, any dtype [B, P, J].
-        demodulate: normalise every output's weights, each pixel's own, to unit length.
-        lrelu: activate.
-        gain: of the activation.
+        mix: α, the weights of the anchors, any dtype [B, P, J].
+        demodulate: normalise the weights of every output and pixel to unit length.
+        lrelu: apply the activation; without it the layer is linear.
+        gain: g, the gain of the activation.
 
     Returns:
         [B, P, O] of x's dtype.
@@ -166,6 +168,6 @@ def mod_fc_mixed(
 
 
 def pair_norms(weight: Tensor, styles: Tensor) -> Tensor:
-    """q of all pairs of anchors, [J·J, O]."""
+    """q for all pairs of anchors, [J·J, O]: weight [O, I], styles [J, I]."""
     pairs = (styles[:, None] * styles).flatten(0, 1)
     return (pairs @ weight.square().mT / weight.shape[1]).contiguous()

@@ -1,10 +1,12 @@
-"""Modulated weights and their gradients, each in one pass.
+"""Weights modulated by a style, and their gradients, each in one pass.
 
     v[b,o,i]  = W[o,i] s[b,i] / √I
     d[b,o]    = (Σ_i v[b,o,i]² + 1e-8)^-½, or 1 where weights are not demodulated
-    W'[b,o,i] = g v[b,o,i] d[b,o]                                      g the gain of the activation, folded in
+    W'[b,o,i] = g v[b,o,i] d[b,o]                                      g is the gain of the activation
 
 A program holds whole rows of W, so that the sum over I needs no second pass.
+
+    B images   I in channels   O out channels
 """
 
 import torch
@@ -13,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import dense_rows, run
+from .formulas import DEMODULATION_EPS
 from .tiles import row_tiles
 
-EPS = tl.constexpr(1e-8)
+EPS = tl.constexpr(DEMODULATION_EPS)
 
 
 @triton.jit
@@ -48,7 +51,7 @@ def modulate_fwd_kernel(
     d = tl.full([BLOCK_O], 1.0, tl.float32)
     if DEMODULATE:
         squares = tl.sum(v * v, 1) + EPS
-        # 0 would be a wrong weight without a sign of it.
+        # If the sum overflowed, d would be 0, and the weights would silently be wrong.
         d = tl.where(squares < float("inf"), 1.0 / tl.sqrt_rn(squares), float("nan"))
     tl.store(d_ptr + b * O + offs_o, d, mask=mask_o)
     tl.store(w_ptr + b * w_stride_b + rows, (v * (gain * d)[:, None]).to(w_ptr.dtype.element_ty), mask=mask)
@@ -56,7 +59,7 @@ def modulate_fwd_kernel(
 
 @triton.jit(do_not_specialize=["B", "splits"])
 def modulate_bwd_kernel(
-    dw_ptr,  # gradient of W', [B, splits, O, I], to be summed over its splits
+    dw_ptr,  # gradient of W' in parts, [B, splits, O, I]; the kernel sums them
     weight_ptr,  # [O, I]
     style_ptr,  # [B, I]
     d_ptr,  # float32 [B, O]
@@ -73,7 +76,7 @@ def modulate_bwd_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,  # at least I
 ):
-    """dW of BLOCK_O rows, and their share of ds, sample after sample.
+    """dW of BLOCK_O rows, and their part of ds, for one sample after another.
 
     dv = g (d dW' - d³ v Σ_i v dW'),  dW = Σ_b dv s/√I,  ds = Σ_o dv W/√I
     """
@@ -108,15 +111,15 @@ def modulate_bwd_kernel(
 def modulate_fwd(
     weight: Tensor, style: Tensor, *, demodulate: bool, gain: float, dtype: torch.dtype, w: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Modulated weights in a compute dtype and the demodulation coefficients.
+    """Modulated weights in the compute dtype, and the demodulation coefficients.
 
     Args:
         weight: raw weights [O, I].
         style: [B, I], rows may be strided.
         demodulate: normalise every output's weights to unit length.
-        gain: factor of the modulated weights.
-        dtype: of the result.
-        w: where the result goes [B, O, I], every sample dense; new memory unless given.
+        gain: g, the gain of the activation.
+        dtype: dtype of the result.
+        w: where to write the result, [B, O, I], every sample dense; by default new memory.
 
     Returns:
         W' [B, O, I] and d, float32 [B, O].
@@ -153,7 +156,7 @@ def modulate_bwd(
     """Gradients of the raw weights and of the styles.
 
     Args:
-        dw: gradient of W' in parts, [B, splits, O, I].
+        dw: gradient of W' in parts to be summed, [B, splits, O, I].
         weight, style, demodulate, gain: as for `modulate_fwd`.
         d: what `modulate_fwd` returned, float32 [B, O].
 

@@ -1,4 +1,9 @@
-"""What lies between coordinates and colours, as plain tensors: the argument of the kernels that run a whole network."""
+"""The parameters between coordinates and colours, as plain tensors: what every kernel of a whole network takes.
+
+Importing this module needs neither Triton nor a GPU; the specification and the CPU code use it too.
+
+    B images   D coordinate dimensions   C channels of each half of the encoding   I, O channels of a layer
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -10,8 +15,9 @@ from torch import Tensor
 class Network:
     """A generator without its mapping: x₀ = [sin(F c + φ); E(c)], L layers, RGB taps   (arXiv 2011.13775).
 
-    With `residual` a block of two layers is added to its input, (f(x) + x)/√2, and the last layer alone is tapped;
-    without it every second layer is. Styles are those after the affine layers. All layers activate by lrelu.
+    With `residual`, each pair of layers after the first is a block that is added to its input, (f(x) + x)/√2, and only
+    the last layer has a tap. Without `residual`, every second layer has one. The styles are those after the affine
+    layers. The kernels activate every layer by lrelu.
     """
 
     freq: Tensor  # F [C, D]
@@ -29,7 +35,7 @@ class Network:
 
     @property
     def batch(self) -> int:
-        """B, images."""
+        """B, the number of images."""
         return self.styles[0].shape[0]
 
     @property
@@ -39,16 +45,22 @@ class Network:
 
     @property
     def tapped(self) -> list[int]:
-        """Places of the layers that the RGB taps read."""
-        every_second = list(range(2, len(self.weights), 2))
-        return every_second[-1:] if self.residual else every_second
+        """Indices of the layers that have an RGB tap."""
+        return tapped_layers(len(self.weights), self.residual)
 
     @property
     def blocks(self) -> dict[int, int | None]:
-        """Residual blocks, by the place of the second layer: which shortcut leads around one, None if x goes itself."""
-        shortcuts, inputs = iter(range(len(self.shortcuts))), [weight.shape[1] for weight in self.weights]
-        ends = range(2, len(self.weights), 2) if self.residual else ()
-        return {end: None if inputs[end - 1] == self.widths[end] else next(shortcuts) for end in ends}
+        """Residual blocks: the index of each block's second layer -> the index of its shortcut.
+
+        The shortcut is None where the block keeps the width: then its input is added as it is.
+        """
+        blocks: dict[int, int | None] = {}
+        shortcuts = 0
+        for end in _second_layers(len(self.weights)) if self.residual else []:
+            keeps_width = self.weights[end - 1].shape[1] == self.weights[end].shape[0]
+            blocks[end] = None if keeps_width else shortcuts
+            shortcuts += 0 if keeps_width else 1
+        return blocks
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order of the fields."""
@@ -61,11 +73,23 @@ class Network:
     @staticmethod
     def from_tensors(tensors: Sequence[Tensor], layers: int, residual: bool, align_corners: bool) -> "Network":
         """A network of `layers` layers from its tensors, in the order of `tensors`."""
-        taps = 1 if residual else layers // 2
+        taps = len(tapped_layers(layers, residual))
         rest = iter(tensors)
         singles = [next(rest) for _ in range(3)]
         lists = [[next(rest) for _ in range(count)] for count in (layers, layers, layers, taps, taps, taps)]
         return Network(*singles, *lists, list(rest), residual, align_corners)
 
     def _values(self) -> list[Tensor | Sequence[Tensor]]:
-        return [getattr(self, field.name) for field in fields(self) if field.type is not bool]
+        values = (getattr(self, field.name) for field in fields(self))
+        return [value for value in values if not isinstance(value, bool)]
+
+
+def tapped_layers(layers: int, residual: bool) -> list[int]:
+    """Indices of the layers that have an RGB tap, in a network of `layers` layers."""
+    every_second = _second_layers(layers)
+    return every_second[-1:] if residual else every_second
+
+
+def _second_layers(layers: int) -> list[int]:
+    """Layers after the first come in pairs; these are the indices of each pair's second layer."""
+    return list(range(2, layers, 2))

@@ -1,14 +1,14 @@
 """A whole network in one launch: coordinates to colours, for inference.
 
-A program takes BLOCK_P pixels of one image and carries them through all layers. Weights stream from L2; the tile's
-activations go back and forth between two regions of a scratch memory that no other program touches, so they stay in L2,
-and HBM sees coordinates, weights and colours. Pixels are independent, so a block barrier between layers is all the
-synchronisation there is. Programs go on to the next tile until none is left: the scratch is sized by the programs in
-flight and not by the image.
+A program takes BLOCK_P pixels of one image and carries them through all layers. It reads the weights from L2. It writes
+the tile's activations to two regions of scratch memory in turn. No other program touches them, so they stay in L2, and
+only coordinates, weights and colours move to and from HBM. Pixels are independent, so the only synchronisation is a
+block barrier between layers. Each program repeats this for further tiles until none is left: the size of the scratch
+memory depends on the number of programs in flight, and not on the size of the image.
 
     B images   P pixels   D coordinate dimensions   C channels of each half of the encoding   I, O channels of a layer
 
-The network is a list of steps in memory (steps.py), so one compiled kernel serves every depth, every sequence of
+The network is a list of entries in memory (stack_plan.py), so one compiled kernel serves every depth, every sequence of
 widths, and residual blocks.
 """
 
@@ -31,7 +31,7 @@ from .tiles import programs_in_flight, stack_tiles
 def _encode(
     x0_ptr,  # [ROWS, 2C]
     coords_ptr,
-    at_ptr,
+    table_coords_ptr,
     freq_ptr,
     phase_ptr,
     table_ptr,
@@ -45,14 +45,14 @@ def _encode(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """x₀ = [sin(F c + φ); E(c)]. Rows beyond the last pixel become something finite."""
+    """x₀ = [sin(F c + φ); E(c)]. Rows beyond the last pixel become arbitrary finite numbers."""
     for c in range(0, C, BLOCK_C):
         offs_c = c + tl.arange(0, BLOCK_C)
         mask_c = offs_c < C
         x0_ptrs = x0_ptr + tl.arange(0, ROWS)[:, None] * (2 * C) + offs_c[None, :]
         waves = waves_at(coords_ptr, freq_ptr, phase_ptr, offs_n, offs_c, mask_n, mask_c, D)
         tl.store(x0_ptrs, waves.to(x0_ptr.dtype.element_ty), mask=mask_c[None, :])
-        read = table_at(at_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS)
+        read = table_at(table_coords_ptr, table_ptr, offs_n, offs_c, mask_n, mask_c, C, H, W, ALIGN_CORNERS)
         tl.store(x0_ptrs + C, read.to(x0_ptr.dtype.element_ty), mask=mask_c[None, :])
 
 
@@ -69,7 +69,7 @@ def _product(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    """x Wᵀ for one tile of outputs, float32 [ROWS, BLOCK_O]. Columns beyond O repeat the last one."""
+    """x Wᵀ for one tile of outputs, float32 [ROWS, BLOCK_O]. Columns beyond O repeat column O - 1."""
     offs_o = tl.minimum(tile_o * BLOCK_O + tl.arange(0, BLOCK_O), O - 1)
     offs_i = tl.arange(0, BLOCK_I)
     offs_x = tl.arange(0, ROWS)[:, None] * I + offs_i[None, :]
@@ -95,16 +95,16 @@ def activated(acc, bias_ptr, offs_o, mask_o):
     return tl.where(acc > 0, acc, acc * SLOPE)
 
 
-@triton.jit(do_not_specialize=["B", "P", "steps", "coords_stride_b", "at_stride_b"])
+@triton.jit(do_not_specialize=["B", "P", "entries", "coords_stride_b", "table_coords_stride_b"])
 def stack_kernel(
     coords_ptr,  # float32 [B|1, P, D]
-    at_ptr,  # float32 [B|1, P, 2]
+    table_coords_ptr,  # float32 [B|1, P, 2]
     freq_ptr,  # [C, D]
     phase_ptr,  # [C]
     table_ptr,  # [H, W, C]
-    steps_ptr,  # int32 [steps, FIELDS]
-    w_ptr,  # modulated weights, those of a sample one after another [B, ...]
-    bias_ptr,  # float32: of the colours [3], then one layer's after another, the gain in them
+    entries_ptr,  # int32 [entries, FIELDS], see stack_plan.py
+    w_ptr,  # modulated weights, each sample's one after another [B, ...]
+    bias_ptr,  # float32: that of the colours [3], then those of the layers, with the gain in them
     scratch_ptr,  # [programs, regions, region_size]
     rgb_ptr,  # float32 [B, P, 3]
     B,
@@ -112,12 +112,12 @@ def stack_kernel(
     C,
     H,
     W,
-    steps,
-    coords_stride_b,  # in points: P, or 0 where the batch shares them
-    at_stride_b,
+    entries,
+    coords_stride_b,  # in points: P, or 0 where all images share the coordinates
+    table_coords_stride_b,
     w_stride_b,
-    scratch_size,  # of a program
-    region_size,
+    scratch_size,  # elements of a program's scratch memory
+    region_size,  # elements
     D: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
     EVEN: tl.constexpr,
@@ -126,33 +126,36 @@ def stack_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
-    ENCODED: tl.constexpr,  # pixels that are encoded at a time: x₀ is twice as wide as what follows
+    ENCODED: tl.constexpr,  # pixels that are encoded at a time: x₀ is twice as wide as the other activations
     BLOCK_C: tl.constexpr,
 ):
-    """rgb = Σ_taps T' x + τ with x = act(W' x + β) layer after layer, x₀ = [sin(F c + φ); E(c)]."""
+    """rgb = Σ_taps T' x_l + τ with x_l = act(W'_l x_{l-1} + β_l) and x₀ = [sin(F c + φ); E(c)]."""
     tiles_p = (P - 1) // BLOCK_P + 1
     first = scratch_ptr + tl.program_id(0).to(tl.int64) * scratch_size
     rows = tl.arange(0, BLOCK_P)
     for item in range(tl.program_id(0), B * tiles_p, tl.num_programs(0)):
         b, start = (item // tiles_p).to(tl.int64), item % tiles_p * BLOCK_P
         weights = w_ptr + b * w_stride_b
-        coords, at = coords_ptr + (b * coords_stride_b + start) * D, at_ptr + (b * at_stride_b + start) * 2
+        coords, table_coords = (
+            coords_ptr + (b * coords_stride_b + start) * D,
+            table_coords_ptr + (b * table_coords_stride_b + start) * 2,
+        )
 
-        # Layer 1, of which the input is encoded in parts so that two regions suffice.
+        # Layer 1. Its input is encoded in parts, so that two regions suffice.
         for part in range(0, BLOCK_P, ENCODED):
             own = part + tl.arange(0, ENCODED)
             _encode(
-                first, coords, at, freq_ptr, phase_ptr, table_ptr, own, own < P - start, C, H, W,
+                first, coords, table_coords, freq_ptr, phase_ptr, table_ptr, own, own < P - start, C, H, W,
                 D, ALIGN_CORNERS, ENCODED, BLOCK_C,
             )  # fmt: skip
             tl.debug_barrier()
-            # Read after the barrier, so that nothing that follows from them takes registers before it.
-            I, O = width(steps_ptr, 0, INPUTS, ALIGNED), width(steps_ptr, 0, OUTPUTS, ALIGNED)
+            # Loaded after the barrier, so that neither they nor what depends on them occupies registers before it.
+            I, O = width(entries_ptr, 0, INPUTS, ALIGNED), width(entries_ptr, 0, OUTPUTS, ALIGNED)
             for tile_o in range(0, tl.cdiv(O, BLOCK_O)):
                 acc = _product(first, weights, I, O, tile_o, EVEN, PRECISION, ENCODED, BLOCK_O, BLOCK_I)
                 offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
                 mask_o = offs_o < O
-                acc = activated(acc, bias_ptr + field(steps_ptr, 0, BIAS), offs_o, mask_o)
+                acc = activated(acc, bias_ptr + field(entries_ptr, 0, BIAS), offs_o, mask_o)
                 y_ptrs = first + region_size + own[:, None] * O + offs_o[None, :]
                 tl.store(y_ptrs, acc.to(scratch_ptr.dtype.element_ty), mask=mask_o[None, :])
             tl.debug_barrier()
@@ -160,20 +163,20 @@ def stack_kernel(
         red = tl.zeros([BLOCK_P], tl.float32)
         green = tl.zeros([BLOCK_P], tl.float32)
         blue = tl.zeros([BLOCK_P], tl.float32)
-        for step in range(1, steps):
-            I, O = width(steps_ptr, step, INPUTS, ALIGNED), width(steps_ptr, step, OUTPUTS, ALIGNED)
-            w = weights + width(steps_ptr, step, WEIGHT, ALIGNED)
+        for entry in range(1, entries):
+            I, O = width(entries_ptr, entry, INPUTS, ALIGNED), width(entries_ptr, entry, OUTPUTS, ALIGNED)
+            w = weights + width(entries_ptr, entry, WEIGHT, ALIGNED)
             bias, tap, around = (
-                field(steps_ptr, step, BIAS),
-                field(steps_ptr, step, TAP),
-                field(steps_ptr, step, AROUND),
+                field(entries_ptr, entry, BIAS),
+                field(entries_ptr, entry, TAP),
+                field(entries_ptr, entry, AROUND),
             )
-            x = first + field(steps_ptr, step, SOURCE) * region_size
-            y = first + field(steps_ptr, step, TARGET) * region_size
+            x = first + field(entries_ptr, entry, SOURCE) * region_size
+            y = first + field(entries_ptr, entry, TARGET) * region_size
             HALF: tl.constexpr = BLOCK_O // 2
             for tile_o in range(0, tl.cdiv(O, BLOCK_O)):
                 acc = _product(x, w, I, O, tile_o, EVEN, PRECISION, BLOCK_P, BLOCK_O, BLOCK_I)
-                # The epilogue takes the tile in halves: with a whole one its operands would spill.
+                # The epilogue handles half of the tile at a time: the operands of a whole tile would spill.
                 left, right = acc.reshape(BLOCK_P, 2, HALF).permute(0, 2, 1).split()
                 for half in tl.static_range(2):
                     acc = left if half == 0 else right
@@ -183,8 +186,8 @@ def stack_kernel(
                     if bias >= 0:
                         acc = activated(acc, bias_ptr + bias, offs_o, mask_o)
                     if around >= 0:
-                        # The result takes the place of what is added to it, each element by way of the thread that read
-                        # it: no tile has fewer elements than threads, so no other thread reads it too.
+                        # The result overwrites what was added to it. Each element is read and written by one and the
+                        # same thread: no tile has fewer elements than threads, so no other thread reads it.
                         before = tl.load(first + around * region_size + own, mask=mask_o[None, :], other=0.0)
                         acc = (acc + before.to(tl.float32)) * INVERSE_SQRT_2
                     tl.store(y + own, acc.to(scratch_ptr.dtype.element_ty), mask=mask_o[None, :])
@@ -201,14 +204,14 @@ def stack_kernel(
         tl.store(pixels + 2, blue + tl.load(bias_ptr + 2), mask=mask_p)
 
 
-def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
-    """Colours at coordinates.
+def infer(network: Network, coords: Tensor, table_coords: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
+    """Colours at coordinates, without gradients.
 
     Args:
-        network: its parameters.
+        network: the parameters.
         coords: float32 [B|1, P, D].
-        at: where the table is read, float32 [B|1, P, 2]; the coordinates themselves unless given.
-        dtype: of weights and activations: bfloat16, float16 or float32.
+        table_coords: where the embedding table is read, float32 [B|1, P, 2]; by default at `coords`.
+        dtype: dtype of weights and activations: bfloat16, float16 or float32.
 
     Returns:
         float32 [B, P, 3].
@@ -219,7 +222,7 @@ def render(network: Network, coords: Tensor, at: Tensor | None = None, *, dtype:
     encoded = tiles.rows // 2
     region_size = max(tiles.rows * widest, encoded * plan.inputs[0])
     programs = programs_in_flight(B * triton.cdiv(P, tiles.rows), arch)
-    arguments = layers.arguments(network, plan, coords, at, dtype) | {
+    arguments = layers.arguments(network, plan, coords, table_coords, dtype) | {
         "scratch_ptr": torch.empty(programs, plan.regions, region_size, dtype=dtype, device=coords.device),
         "B": B,
         "scratch_size": plan.regions * region_size,

@@ -1,10 +1,13 @@
-"""What kernels that run a whole network read: its layers as a list of steps in memory, and its weights in one piece.
+"""The program of the stack kernels: a network's layers as a list of entries in memory, and its weights in one piece.
 
-B images   I, O channels of a layer
+stack.py and stack_narrow.py run a whole network in one launch. They read from this list what each layer multiplies,
+so one compiled kernel serves every depth, every sequence of widths, and residual blocks.
+
+    B images   I, O channels of a layer
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -13,51 +16,56 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import Argument
+from .formulas import LRELU_GAIN
 from .modulate import modulate_fwd
 from .network import Network
 
-GAIN = 2**0.5
 NONE = -1
 
 
 @dataclass(frozen=True)
-class Step:
-    """One product for a tile of pixels: act(x W'ᵀ + β), or (that + around)/√2. Offsets count elements; -1 is none.
+class StackEntry:
+    """One product for a tile of pixels: act(x W'ᵀ + β), or (act(x W'ᵀ + β) + around)/√2.
 
-    Regions are places for a tile's activations. A shortcut is a step without a bias, and is not activated.
+    A program keeps a tile's activations in a few regions of memory; `source`, `target` and `around` are indices of
+    regions. Offsets count elements. -1 stands for none. A shortcut is an entry without a bias; it is not activated.
     """
 
-    inputs: int
-    outputs: int
-    weight: int  # in a sample's weights
-    bias: int  # among the biases, which begin with the colours' [3]
-    tap: int  # of an RGB tap [3, O], in a sample's weights
-    source: int  # region
-    target: int  # region
+    inputs: int  # I
+    outputs: int  # O
+    weight: int  # offset in a sample's weights
+    bias: int  # offset in the biases, which begin with that of the colours [3]
+    tap: int  # offset of an RGB tap [3, O] in a sample's weights
+    source: int  # region that is read
+    target: int  # region that is written
     around: int  # region that is added to the result
 
 
-# Where a step's fields stand in its row.
-FIELDS = tl.constexpr(8)
-INPUTS = tl.constexpr(0)
-OUTPUTS = tl.constexpr(1)
-WEIGHT = tl.constexpr(2)
-BIAS = tl.constexpr(3)
-TAP = tl.constexpr(4)
-SOURCE = tl.constexpr(5)
-TARGET = tl.constexpr(6)
-AROUND = tl.constexpr(7)
+def _column(name: str) -> tl.constexpr:
+    """The column of a field of `StackEntry` in the list of entries, as kernels take it."""
+    return tl.constexpr([field.name for field in fields(StackEntry)].index(name))
+
+
+FIELDS = tl.constexpr(len(fields(StackEntry)))
+INPUTS = _column("inputs")
+OUTPUTS = _column("outputs")
+WEIGHT = _column("weight")
+BIAS = _column("bias")
+TAP = _column("tap")
+SOURCE = _column("source")
+TARGET = _column("target")
+AROUND = _column("around")
 
 
 @triton.jit
-def field(steps_ptr, step, place: tl.constexpr):
-    return tl.load(steps_ptr + step * FIELDS + place)
+def field(entries_ptr, entry, column: tl.constexpr):
+    return tl.load(entries_ptr + entry * FIELDS + column)
 
 
 @triton.jit
-def width(steps_ptr, step, place: tl.constexpr, ALIGNED: tl.constexpr):
-    """A number of channels or an offset, which the compiler may take for a multiple of 16 where all of them are."""
-    value = tl.load(steps_ptr + step * FIELDS + place)
+def width(entries_ptr, entry, column: tl.constexpr, ALIGNED: tl.constexpr):
+    """A number of channels or an offset. With ALIGNED the compiler may assume that it is a multiple of 16."""
+    value = tl.load(entries_ptr + entry * FIELDS + column)
     if ALIGNED:
         value = tl.multiple_of(value, 16)
     return value
@@ -65,54 +73,62 @@ def width(steps_ptr, step, place: tl.constexpr, ALIGNED: tl.constexpr):
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a network, from the first layer on, and what they need."""
+    """The entries of a network, from the first layer on, and how much memory they need."""
 
-    steps: tuple[Step, ...]
+    entries: tuple[StackEntry, ...]
     weights: int  # elements of a sample's weights
-    regions: int
+    regions: int  # regions for a tile's activations
 
     @property
     def inputs(self) -> list[int]:
-        """Channels that each step reads."""
-        return [step.inputs for step in self.steps]
+        """Channels that each entry reads."""
+        return [entry.inputs for entry in self.entries]
 
     @property
     def outputs(self) -> list[int]:
-        """Channels that each step writes."""
-        return [step.outputs for step in self.steps]
+        """Channels that each entry writes."""
+        return [entry.outputs for entry in self.entries]
 
     @property
     def aligned(self) -> bool:
-        """Whether all widths, and with them the places of all weights but the taps', are multiples of 16."""
+        """Whether all widths are multiples of 16; then the offsets of all weights but the taps' are, too."""
         return all(n % 16 == 0 for n in self.inputs + self.outputs)
 
 
 def plan_of(network: Network) -> Plan:
-    """The steps that a network takes."""
+    """The plan of a network."""
     inputs = tuple(weight.shape[1] for weight in network.weights)
-    return _plan(inputs, tuple(network.widths), tuple(network.tapped), network.residual)
+    return _plan(inputs, tuple(network.widths), tuple(network.tapped), tuple(network.blocks.items()))
 
 
 @lru_cache
-def _plan(inputs: tuple[int, ...], widths: tuple[int, ...], tapped: tuple[int, ...], residual: bool) -> Plan:
-    """Layers go back and forth between two regions; a residual block is added to its input where that lies.
+def _plan(
+    inputs: tuple[int, ...],
+    widths: tuple[int, ...],
+    tapped: tuple[int, ...],
+    blocks: tuple[tuple[int, int | None], ...],
+) -> Plan:
+    """The plan for layers of these widths; `blocks` are the items of `Network.blocks`.
 
-    A block that changes the width has its shortcut in a third region, which then takes the place of its input's.
+    Layers alternate between two regions. A residual block's result overwrites the region of the block's input. A block
+    that changes the width writes its shortcut to a third region; the result overwrites that one, and the input's region
+    becomes free.
     """
+    shortcut_of = dict(blocks)
     weights, biases = 0, 3
-    steps: list[Step] = []
+    entries: list[StackEntry] = []
 
     def add(layer: int, source: int, target: int, *, around: int = NONE) -> None:
         nonlocal weights, biases
         tap = layer in tapped
-        tap_place = weights + widths[layer] * inputs[layer] if tap else NONE
-        steps.append(Step(inputs[layer], widths[layer], weights, biases, tap_place, source, target, around))
+        tap_offset = weights + widths[layer] * inputs[layer] if tap else NONE
+        entries.append(StackEntry(inputs[layer], widths[layer], weights, biases, tap_offset, source, target, around))
         weights += widths[layer] * (inputs[layer] + 3 * tap)
         biases += widths[layer]
 
     def add_shortcut(first: int, last: int, source: int, target: int) -> None:
         nonlocal weights
-        steps.append(Step(inputs[first], widths[last], weights, NONE, NONE, source, target, NONE))
+        entries.append(StackEntry(inputs[first], widths[last], weights, NONE, NONE, source, target, NONE))
         weights += widths[last] * inputs[first]
 
     add(0, 0, 1)
@@ -121,53 +137,56 @@ def _plan(inputs: tuple[int, ...], widths: tuple[int, ...], tapped: tuple[int, .
         middle, spare = free
         last = first + 1
         add(first, here, middle)
-        if residual and inputs[first] != widths[last]:
+        if shortcut_of.get(last) is not None:
             add_shortcut(first, last, here, spare)
             here, free = spare, [middle, here]
-        add(last, middle, here, around=here if residual else NONE)
-    return Plan(tuple(steps), weights, 1 + max(step.target for step in steps))
+        add(last, middle, here, around=here if last in shortcut_of else NONE)
+    return Plan(tuple(entries), weights, 1 + max(entry.target for entry in entries))
 
 
 def packed(network: Network, plan: Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A sample's weights one after another [B, weights]; and all biases, that of the colours first, float32."""
+    """The weights of each sample one after another, [B, weights], and all biases, float32, that of the colours first.
+
+    The gain of the activation is in both.
+    """
     B = network.batch
     w = torch.empty(B, plan.weights, dtype=dtype, device=network.freq.device)
 
-    def part(place: int, outputs: int, inputs: int) -> Tensor:
-        return w[:, place : place + outputs * inputs].view(B, outputs, inputs)
+    def part(offset: int, outputs: int, inputs: int) -> Tensor:
+        return w[:, offset : offset + outputs * inputs].view(B, outputs, inputs)
 
     layers = iter(zip(network.weights, network.styles, strict=True))
     taps = iter(zip(network.tap_weights, network.tap_styles, strict=True))
     shortcuts = iter(network.shortcuts)
-    for step in plan.steps:
-        target = part(step.weight, step.outputs, step.inputs)
-        if step.bias == NONE:
+    for entry in plan.entries:
+        target = part(entry.weight, entry.outputs, entry.inputs)
+        if entry.bias == NONE:
             target.copy_(next(shortcuts))
         else:
-            modulate_fwd(*next(layers), demodulate=True, gain=GAIN, dtype=dtype, w=target)
-        if step.tap != NONE:
-            target = part(step.tap, 3, step.outputs)
+            modulate_fwd(*next(layers), demodulate=True, gain=LRELU_GAIN, dtype=dtype, w=target)
+        if entry.tap != NONE:
+            target = part(entry.tap, 3, entry.outputs)
             modulate_fwd(*next(taps), demodulate=False, gain=1.0, dtype=dtype, w=target)
     colours = torch.stack([bias.float() for bias in network.tap_biases]).sum(0)
     biases = torch.cat([colours, *(bias.float() for bias in network.biases)])
-    biases[3:] *= GAIN
+    biases[3:] *= LRELU_GAIN
     return w, biases
 
 
 def arguments(
-    network: Network, plan: Plan, coords: Tensor, at: Tensor | None, dtype: torch.dtype
+    network: Network, plan: Plan, coords: Tensor, table_coords: Tensor | None, dtype: torch.dtype
 ) -> dict[str, Argument]:
-    """What such a kernel takes, by name; `rgb_ptr`, float32 [B, P, 3], is where it writes the colours."""
+    """What both stack kernels take, by name. The kernel writes the colours to `rgb_ptr`, float32 [B, P, 3]."""
     B, P, device = network.batch, coords.shape[1], coords.device
-    at = coords if at is None else at
+    table_coords = coords if table_coords is None else table_coords
     w, biases = packed(network, plan, dtype)
     return {
         "coords_ptr": coords.contiguous(),
-        "at_ptr": at.contiguous(),
+        "table_coords_ptr": table_coords.contiguous(),
         "freq_ptr": network.freq.contiguous(),
         "phase_ptr": network.phase.contiguous(),
         "table_ptr": network.table.contiguous(),
-        "steps_ptr": in_memory(plan.steps, device),
+        "entries_ptr": in_memory(plan.entries, device),
         "w_ptr": w,
         "bias_ptr": biases,
         "rgb_ptr": torch.empty(B, P, 3, dtype=torch.float32, device=device),
@@ -175,14 +194,14 @@ def arguments(
         "C": network.freq.shape[0],
         "H": network.table.shape[0],
         "W": network.table.shape[1],
-        "steps": len(plan.steps),
+        "entries": len(plan.entries),
         "coords_stride_b": P if coords.shape[0] == B else 0,  # in points
-        "at_stride_b": P if at.shape[0] == B else 0,
+        "table_coords_stride_b": P if table_coords.shape[0] == B else 0,
         "w_stride_b": w.stride(0),
     }
 
 
 @lru_cache
-def in_memory(steps: Sequence[Step], device: torch.device) -> Tensor:
-    """The steps as a kernel reads them, int32 [steps, FIELDS]."""
-    return torch.tensor([astuple(step) for step in steps], dtype=torch.int32, device=device)
+def in_memory(entries: Sequence[StackEntry], device: torch.device) -> Tensor:
+    """The entries as a kernel reads them, int32 [entries, FIELDS]."""
+    return torch.tensor([astuple(entry) for entry in entries], dtype=torch.int32, device=device)

@@ -1,6 +1,7 @@
-"""Launch decisions: tiles for every architecture, splits of a sum, and how many programs share the work.
+"""The tiles of every kernel for every architecture, and how work is split among programs.
 
-Importing this module needs neither Triton nor a GPU.
+`TABLES` has one table per architecture. The functions below it give the tiles for a problem. Importing this module
+needs neither Triton nor a GPU.
 """
 
 import sys
@@ -14,26 +15,27 @@ from .chips import INTERPRETER, chip_of, factor_kind, family
 
 @dataclass(frozen=True)
 class Tiles:
-    """A tile [rows, cols] of the output, `depth` of the summed dimension a step, and who computes it."""
+    """The block [rows, cols] of the result that one program computes at a time, and how it does that."""
 
     rows: int
     cols: int
-    depth: int
-    warps: int
-    stages: int
+    depth: int  # how much of the summed dimension one iteration of the loop takes
+    warps: int  # per program
+    stages: int  # of the pipelined loop
 
 
-# Matrix products: forward, backward to the input, backward to the weights. Which tiles spill depends on what else the
-# epilogue does. `_tap`: an RGB tap, or its gradient; `_end`: the end of a residual block; `mixed`: a style a pixel.
+# Matrix products: forward (`fwd`), gradient of the input (`dgrad`), gradient of the weights (`wgrad`). `_tap`: with an
+# RGB tap, or with its gradient. `_end`: at the end of a residual block. `mixed`: forward with pixel styles. They have
+# different tiles, because what the epilogue does decides which tiles spill.
 OPERATIONS = ("fwd", "fwd_tap", "fwd_end", "fwd_end_tap", "mixed", "dgrad", "dgrad_tap", "dgrad_end", "wgrad")
-# Tiles by operation and kind of factors. Rows are pixels, and out channels in `wgrad`. They are the largest that take
-# no stack, compiled for each target by each version of Triton in docs/kernels.md. None has been timed.
+# Tiles by operation and kind of factors. Rows are pixels; in `wgrad` they are out channels. The tiles are the largest
+# ones that use no stack, for each target and each version of Triton in docs/kernels.md. None of them was timed.
 TF32 = dict.fromkeys(OPERATIONS, Tiles(128, 128, 32, 8, 3)) | {"mixed": Tiles(64, 128, 32, 8, 3)}
 IEEE = dict.fromkeys(OPERATIONS, Tiles(64, 64, 16, 8, 2)) | dict.fromkeys(
     ("dgrad", "dgrad_tap", "dgrad_end"), Tiles(32, 64, 16, 4, 2)
 )
-# On sm_80 and sm_90 a step of 64 leaves too few registers for some epilogues with Triton 3.6; four stages of 32 hold as
-# much as two of 64 do.
+# On sm_80 and sm_90 with Triton 3.6, a depth of 64 leaves too few registers for some epilogues. Four stages of depth 32
+# buffer as much as two stages of depth 64.
 AMPERE = {
     ("fwd", "half"): Tiles(256, 128, 32, 8, 4),
     ("fwd_tap", "half"): Tiles(128, 256, 32, 8, 4),
@@ -65,22 +67,23 @@ BLACKWELL = SQUARE | {
     ("wgrad", "half"): Tiles(128, 128, 32, 4, 4),
 }
 SMALL = {key: Tiles(64, 64, 32, 4, 2) if key[1] != "ieee" else Tiles(32, 64, 16, 4, 1) for key in AMPERE}
-# A whole network in one launch: rows are pixels. Half of them are encoded at a time.
+# A whole network in one launch: rows are pixels. Half of a tile's pixels are encoded at a time.
 STACK = {"half": Tiles(128, 128, 64, 8, 3), "tf32": Tiles(128, 128, 32, 8, 3), "ieee": Tiles(64, 64, 16, 8, 2)}
 STACK_AMD = {"half": Tiles(128, 128, 32, 8, 3), "ieee": Tiles(64, 64, 16, 8, 2)}
-# The same with activations on chip: no layer is wider than a tile, and `depth` channels are encoded at a time. Products
-# of full float32 take so long that nothing waits for memory: there is nothing for them, nor for unknown chips.
+# The same with activations on chip: no layer is wider than a tile, and `depth` channels are encoded at a time. There is
+# no entry for `ieee`, because these products take so long that the time for memory does not matter, and none for
+# unknown chips.
 NARROW = {"half": Tiles(128, 128, 16, 8, 2), "tf32": Tiles(64, 128, 16, 8, 2)}
 NARROW_SMALL = NARROW | {"half": Tiles(64, 128, 16, 8, 2)}
 
 
 @dataclass(frozen=True)
 class Table:
-    """An architecture's tiles."""
+    """The tiles of an architecture."""
 
-    products: dict[tuple[str, str], Tiles]  # by operation and kind of factors
-    stack: dict[str, Tiles]  # by kind of factors
-    narrow: dict[str, Tiles] = field(default_factory=dict)
+    products: dict[tuple[str, str], Tiles]  # single layers, by operation and kind of factors
+    stack: dict[str, Tiles]  # whole networks, by kind of factors
+    narrow: dict[str, Tiles] = field(default_factory=dict)  # whole networks on chip, by kind of factors
 
 
 SMALL_STACK = {"half": Tiles(64, 64, 32, 4, 2), "tf32": Tiles(64, 64, 32, 4, 2), "ieee": Tiles(32, 64, 16, 4, 1)}
@@ -103,9 +106,10 @@ TABLES = {
         dict.fromkeys(STACK, Tiles(64, 64, 16, 4, 1)),
     ),
 }
-# Tables for versions of Triton before the one named, where no tile is clean with all of them. These versions run out of
-# scalar registers: they spill 2 to 6 of them in a pipelined stack on gfx942, and 10 or 11 in a narrow one on gfx1100.
-# There a layer of pixel styles takes 75 to 404 bytes in two stages with Triton 3.6, and 1 byte in one stage with 3.9.
+# Tables for versions of Triton before the named one, where no tile avoids stack with all versions. These versions run
+# out of scalar registers: they spill 2 to 6 of them in a pipelined stack kernel on gfx942, and 10 or 11 in a narrow one
+# on gfx1100. On gfx1100 a layer with pixel styles uses 75 to 404 bytes of stack in two stages with Triton 3.6, and
+# 1 byte in one stage with Triton 3.9.
 STACK_AMD_UNPIPELINED = {"half": Tiles(128, 128, 32, 8, 1), "ieee": Tiles(64, 64, 16, 8, 1)}
 SMALL_ONE_STAGE = SMALL | {("mixed", "half"): Tiles(64, 64, 32, 4, 1)}
 TABLES_BEFORE = {
@@ -113,9 +117,9 @@ TABLES_BEFORE = {
     "gfx1100": ((3, 8), Table(SMALL_ONE_STAGE, SMALL_STACK, {"half": Tiles(32, 64, 16, 8, 1)})),
     "default": ((3, 8), Table(SMALL_ONE_STAGE, SMALL_STACK)),
 }
-# Elements of a tile of whole rows: 16 a thread, so that one sample's 512² weights make 128 programs.
+# Elements of a tile of whole rows: 16 per thread. One sample's 512² weights then are 128 programs.
 ROW_ELEMENTS = 2048
-# What a first run on a GPU tries beside the table's entry.
+# The tiles that a first run on a GPU measures in addition to the table's.
 ALTERNATIVES = (
     Tiles(128, 256, 64, 8, 4),
     Tiles(128, 256, 32, 8, 4),
@@ -128,14 +132,14 @@ ALTERNATIVES = (
 
 
 def gemm_tiles(op: str, shape: tuple[int, int, int], dtype: torch.dtype, architecture: str) -> Tiles:
-    """The table's tiles for a product with a [rows, cols] result and a sum over `depth`: shape (rows, cols, depth)."""
+    """The table's tiles for a product of shape (rows, cols, depth): a [rows, cols] result, a sum over `depth`."""
     return narrowed(_table(architecture).products[op, factor_kind(dtype, architecture)], shape)
 
 
 def gemm_candidates(op: str, shape: tuple[int, int, int], dtype: torch.dtype, architecture: str) -> list[Tiles]:
-    """At most eight tiles to try on an architecture, the table's first; those that cannot fit it are left out.
+    """At most eight tiles to measure on an architecture: the table's first, then the alternatives that fit.
 
-    Full float32 products run on ordinary arithmetic units, for which the alternatives are far too large.
+    `ieee` products run on ordinary arithmetic units, for which the alternatives are far too large.
     """
     table = gemm_tiles(op, shape, dtype, architecture)
     if factor_kind(dtype, architecture) == "ieee":
@@ -146,7 +150,7 @@ def gemm_candidates(op: str, shape: tuple[int, int, int], dtype: torch.dtype, ar
 
 
 def narrowed(tiles: Tiles, shape: tuple[int, int, int]) -> Tiles:
-    """Tiles no larger than the product needs, and of the width that covers it with the least waste."""
+    """The tiles, made no larger than the product, and halved in width while that covers the product with less waste."""
     rows, cols, depth = (min(tile, max(16, _power_of_two(n))) for tile, n in zip(_sizes(tiles), shape, strict=True))
     while cols > 64 and _padded(shape[1], cols // 2) < _padded(shape[1], cols):
         cols //= 2
@@ -154,7 +158,7 @@ def narrowed(tiles: Tiles, shape: tuple[int, int, int]) -> Tiles:
 
 
 def fits(tiles: Tiles, itemsize: int, architecture: str) -> bool:
-    """Whether operands fit an architecture's shared memory and sums its registers."""
+    """Whether the operands fit an architecture's shared memory, and the sums its registers."""
     chip = chip_of(architecture)
     buffers = max(1, tiles.stages - chip.spare_stages)
     operands = buffers * (tiles.rows + tiles.cols) * tiles.depth * itemsize
@@ -169,27 +173,27 @@ def stack_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles:
 
 
 def narrow_tiles(width: int, dtype: torch.dtype, architecture: str) -> Tiles | None:
-    """The table's tiles for a whole network that stays on chip, of at most `width` channels; None if it does not."""
+    """The table's tiles for a whole network on chip, of at most `width` channels; None if it does not fit there."""
     tiles = _table(architecture).narrow.get(factor_kind(dtype, architecture))
     return None if tiles is None or width > tiles.cols else replace(tiles, cols=max(32, _power_of_two(width)))
 
 
 def programs_in_flight(items: int, architecture: str) -> int:
-    """Programs that share so many pieces of work: at most one a processor."""
+    """The number of programs that share `items` pieces of work: at most one per processor."""
     return min(items, chip_of(architecture).processors)
 
 
 def stack_fits(pixels: int, width: int, dtype: torch.dtype, architecture: str) -> bool:
-    """Whether a whole network in one launch keeps every processor busy and its activations, two a program, in L2."""
+    """Whether a whole network in one launch keeps every processor busy, and its activations in L2, two per program."""
     tiles, chip = stack_tiles(width, dtype, architecture), chip_of(architecture)
     scratch = chip.processors * 2 * tiles.rows * width * dtype.itemsize
     return pixels >= chip.processors * tiles.rows and scratch <= chip.l2
 
 
 def chunk_pixels(batch: int, channels: int, tensors: int, dtype: torch.dtype, architecture: str) -> int:
-    """Pixels of each image that layers run over at a time: so many tensors of them fit in two thirds of the L2.
+    """The pixels of each image in a chunk: as many as `tensors` tensors of them fit in two thirds of the L2.
 
-    Where that is small, still enough to give every processor a tile.
+    If these are few, the chunk is larger, so that every processor has a tile.
     """
     chip = chip_of(architecture)
     fitting = chip.l2 * 2 // 3 // (tensors * channels * dtype.itemsize)
@@ -198,36 +202,36 @@ def chunk_pixels(batch: int, channels: int, tensors: int, dtype: torch.dtype, ar
 
 
 def pixel_splits(programs: int, pixels: int, depth: int, architecture: str) -> int:
-    """Into how many ranges a sum over pixels is split: to one program a processor, and none that has nearly nothing."""
+    """The number of ranges that a sum over pixels is split into: one program per processor, each with enough pixels."""
     wanted = chip_of(architecture).processors // max(1, programs)
     return max(1, min(wanted, pixels // (8 * depth)))
 
 
 def row_tiles(rows: int, cols: int) -> Tiles:
-    """Tiles of whole rows."""
+    """Tiles of whole rows of a [rows, cols] matrix."""
     width = _power_of_two(cols)
     height = min(max(1, ROW_ELEMENTS // width), _power_of_two(rows))
     return Tiles(height, width, 1, warps=4 if width <= 4096 else 8, stages=1)
 
 
 def elementwise_tiles(channels: int) -> Tiles:
-    """Pixels by channels of a pass over activations."""
+    """Tiles of pixels by channels for a pass over activations."""
     return Tiles(32, min(128, _power_of_two(channels)), 1, warps=4, stages=1)
 
 
 def fourier_tiles(channels: int) -> Tiles:
-    """Points by channels of the encoding."""
+    """Tiles of points by channels for the encoding."""
     return Tiles(16, min(128, _power_of_two(channels)), 1, warps=4, stages=1)
 
 
 def embedding_tiles(channels: int) -> Tiles:
-    """Points by channels that one cell gathers at a time: on the native grid it has four."""
+    """Tiles of points by channels that the program of a cell sums at a time; on the native grid a cell has four."""
     return Tiles(4, min(256, _power_of_two(channels)), 1, warps=4, stages=1)
 
 
 @lru_cache
 def triton_version() -> tuple[int, ...]:
-    """Major and minor version of the installed Triton; without one, a version later than all."""
+    """Major and minor version of the installed Triton; if there is none, a version later than every other."""
     try:
         import triton
     except ImportError:

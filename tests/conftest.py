@@ -14,8 +14,8 @@ from cips_fast.kernels import tiles
 from cips_fast.kernels.chips import INTERPRETER
 from cips_fast.kernels.device import interpreter_refusal, standing_in
 
+from .devices import Device
 from .interpreter import Interpreter
-from .places import Place
 
 # A worker takes 1 to 2 GiB of memory.
 MOST_WORKERS = 8
@@ -173,8 +173,8 @@ def poison():
 
 
 @pytest.fixture
-def place(request, interpreter, poison) -> Place:
-    """One of `places.PLACES`, with kernels started there."""
+def device(request, interpreter, poison) -> Device:
+    """One of `devices.DEVICES`, with kernels started there."""
     where = request.param
     with standing_in(interpreter) if where.name == "interpreter" else contextlib.nullcontext():
         yield where

@@ -2,7 +2,7 @@
 
 import torch
 
-from cips_fast.kernels.network import Network
+from cips_fast.kernels.network import Network, tapped_layers
 
 from .accuracy import draw
 
@@ -21,7 +21,7 @@ def draw_network(
 ) -> Network:
     """A network whose parameters are all of `dtype`, as float64 draws rounded to it."""
     inputs, last = [2 * channels, *widths[:-1]], len(widths) - 1
-    tapped = [last] if residual else range(2, last + 1, 2)
+    tapped = tapped_layers(len(widths), residual)
     blocks = range(1, last, 2) if residual else ()
 
     def normal(*shape: int) -> torch.Tensor:
@@ -34,9 +34,9 @@ def draw_network(
         [normal(o, i) for o, i in zip(widths, inputs, strict=True)],
         [normal(o) for o in widths],
         [normal(batch, i) for i in inputs],
-        [normal(3, widths[place]) for place in tapped],
+        [normal(3, widths[layer]) for layer in tapped],
         [normal(3) for _ in tapped],
-        [normal(batch, widths[place]) for place in tapped],
+        [normal(batch, widths[layer]) for layer in tapped],
         [normal(widths[b + 1], inputs[b]) / 4 for b in blocks if inputs[b] != widths[b + 1]],
         residual,
         align_corners,

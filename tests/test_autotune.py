@@ -1,4 +1,4 @@
-"""Measured tiles: tried once, kept on disk, never where they may not be. Times are given, no GPU is measured."""
+"""Measured tiles: measured once, kept on disk, and not measured where that is not allowed. The times are made up."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ SHAPE = (60000, 512, 512)
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Something that looks like a GPU to the tuner, and takes a time that grows with the tile's depth."""
+    """A GPU, as far as the tuner knows; its times grow with the depth of the tiles."""
     tried = []
 
     def milliseconds(call):
@@ -38,9 +38,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(autotune, "_all_refused", set())
-    autotune._known.cache_clear()
+    autotune._known.clear()
     yield tried
-    autotune._known.cache_clear()
+    autotune._known.clear()
 
 
 def choose(shape=SHAPE, batch=1, dtype=torch.float16, variant=""):
@@ -56,7 +56,7 @@ def test_the_fastest_is_chosen_once_and_kept(gpu, cache, capsys):
     gpu.clear()
     assert choose() == chosen
     assert choose((50000, 512, 512)) == chosen  # of the same size, rounded up
-    autotune._known.cache_clear()  # as in a new process
+    autotune._known.clear()  # as in a new process
     assert choose() == chosen
     assert gpu == []
     (file,) = (cache / "tiles").iterdir()
@@ -118,7 +118,7 @@ GOOD, BAD = Tiles(64, 64, 32, 4, 2), Tiles(128, 256, 64, 8, 4)
 
 
 class Kernel:
-    """Behaves as a `triton.JITFunction`: compiling and starting it raise what they are given, unless the tile is GOOD.
+    """Behaves as a `triton.JITFunction`: compiling and starting it raise given errors, unless the tile is GOOD.
 
     Args:
         compiling: what the compiler raises.
@@ -290,7 +290,7 @@ def test_a_damaged_file_counts_as_none(gpu, cache, content):
     choose()
     (file,) = (cache / "tiles").iterdir()
     file.write_text(content)
-    autotune._known.cache_clear()
+    autotune._known.clear()
     gpu.clear()
     choose()
     assert gpu != []

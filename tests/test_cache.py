@@ -1,4 +1,4 @@
-"""Where the cache lies, and what becomes of it for a user without a home folder or a machine without platformdirs."""
+"""The path of the cache folder, also for a user without a home folder and without platformdirs."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from cips_fast.kernels.cache import cache_folder
 from .pictures import ROOT
 
 ABSENT = 2**31 - 7
-"""A user whom the system does not know."""
+"""A user that the system does not know."""
 
 
 @pytest.fixture

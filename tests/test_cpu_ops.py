@@ -10,25 +10,25 @@ from cips_fast import functional, grids
 from cips_fast.backends import cpu_layer, cpu_ops
 
 from .accuracy import assert_as_accurate, value_and_gradients
+from .devices import Device
 from .layers import check_layer, check_second_derivatives, layer_inputs, off_the_kink
-from .places import Place
 from .test_fourier import check_encoding, encoding_inputs
 from .test_fourier import check_second_derivatives as check_encoding_twice
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-PLACES = {"fp32": Place("cpu", "cpu", torch.float32), "bf16": Place("cpu", "cpu", torch.bfloat16)}
+DEVICES = {"fp32": Device("cpu", "cpu", torch.float32), "bf16": Device("cpu", "cpu", torch.bfloat16)}
 SHAPES = [(1, 1, 1, 1), (2, 65, 33, 3), (3, 7, 100, 64), (1, 129, 16, 48), (2, 1, 20, 5)]
 IDS = [f"B{b}-P{p}-I{i}-O{o}" for b, p, i, o in SHAPES]
 
 
-@pytest.fixture(params=PLACES.values(), ids=PLACES)
-def place(request):
+@pytest.fixture(params=DEVICES.values(), ids=DEVICES)
+def device(request):
     return request.param
 
 
 @pytest.fixture(params=["at once", "one by one"])
 def images(request, monkeypatch):
-    monkeypatch.setattr(cpu_layer, "CALL", 1 << 60 if request.param == "at once" else 0)
+    monkeypatch.setattr(cpu_layer, "MIN_FLOP_PER_CALL", 1 << 60 if request.param == "at once" else 0)
 
 
 def layer(*tensors, **options):
@@ -38,15 +38,15 @@ def layer(*tensors, **options):
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("activation", ["lrelu", "linear"])
-def test_layer_and_its_gradients(place, images, shape, shared, activation):
-    check_layer(shape, place, backend="cpu", shared=shared, activation=activation)
+def test_layer_and_its_gradients(device, images, shape, shared, activation):
+    check_layer(shape, device, backend="cpu", shared=shared, activation=activation)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("activation", ["lrelu", "linear"])
-def test_without_bias_and_demodulation(place, images, shared, activation):
+def test_without_bias_and_demodulation(device, images, shared, activation):
     options = {"shared": shared, "biased": False, "activation": activation, "demodulate": False}
-    check_layer((2, 65, 33, 10), place, backend="cpu", **options)
+    check_layer((2, 65, 33, 10), device, backend="cpu", **options)
 
 
 @settings(max_examples=25, deadline=None)
@@ -56,14 +56,14 @@ def test_without_bias_and_demodulation(place, images, shared, activation):
     st.booleans(),
 )
 def test_layers_of_drawn_shapes(shape, shared, demodulate):
-    """Where no gradient is luck: in float32, of 8 inputs at least; what demodulation leaves of few cancels."""
-    check_layer(shape, PLACES["fp32"], backend="cpu", shared=shared, demodulate=demodulate)
+    """Float32, at least 8 inputs: with fewer the terms of a gradient nearly cancel, and only rounding errors remain."""
+    check_layer(shape, DEVICES["fp32"], backend="cpu", shared=shared, demodulate=demodulate)
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 5, 4), (0, 7, 5, 4)], ids=["no pixels", "no images"])
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
-def test_nothing_gives_nothing(place, shape, shared):
-    *inputs, upstream = layer_inputs(shape, place, shared=shared)
+def test_nothing_gives_nothing(device, shape, shared):
+    *inputs, upstream = layer_inputs(shape, device, shared=shared)
     y, *gradients = value_and_gradients(layer, inputs, upstream)
     assert y.shape == (*shape[:2], shape[3])
     for gradient, tensor in zip(gradients, inputs, strict=True):
@@ -73,8 +73,8 @@ def test_nothing_gives_nothing(place, shape, shared):
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("activation", ["lrelu", "linear"])
-def test_strides_change_nothing(place, images, shared, activation):
-    *inputs, upstream = layer_inputs((2, 37, 20, 12), place, shared=shared)
+def test_strides_change_nothing(device, images, shared, activation):
+    *inputs, upstream = layer_inputs((2, 37, 20, 12), device, shared=shared)
     strided = [t.mT.contiguous().mT if t.dim() > 1 else t.repeat_interleave(2)[::2] for t in inputs]
     assert not strided[0].is_contiguous()
     call = lambda *t: layer(*t, activation=activation)
@@ -90,8 +90,8 @@ def test_strides_change_nothing(place, images, shared, activation):
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_under_autocast(x_dtype, dtype):
-    """As accurate as eager PyTorch under it, and gradients have the dtypes of what they are gradients of."""
-    *inputs, upstream = layer_inputs((2, 65, 33, 10), PLACES["bf16"])
+    """Results are as accurate as those of eager PyTorch under autocast; gradients have the dtypes of their inputs."""
+    *inputs, upstream = layer_inputs((2, 65, 33, 10), DEVICES["bf16"])
     upstream = off_the_kink(inputs, upstream)
 
     def under_autocast(backend):
@@ -111,31 +111,31 @@ def test_under_autocast(x_dtype, dtype):
 
 @pytest.mark.parametrize("activation", ["lrelu", "linear"])
 def test_second_derivatives_are_those_of_the_formula(activation):
-    check_second_derivatives((2, 9, 6, 4), PLACES["fp32"], backend="cpu", activation=activation)
+    check_second_derivatives((2, 9, 6, 4), DEVICES["fp32"], backend="cpu", activation=activation)
 
 
 @pytest.mark.parametrize(("index", "products"), [(0, 1), (1, 1), (2, 1), (3, 0)], ids=["x", "weight", "style", "bias"])
 def test_only_wanted_gradients_are_computed(index, products, monkeypatch):
-    *inputs, upstream = layer_inputs((2, 9, 6, 4), PLACES["fp32"])
+    *inputs, upstream = layer_inputs((2, 9, 6, 4), DEVICES["fp32"])
     called = []
     monkeypatch.setattr(cpu_ops, "product", lambda a, b: called.append(a) or cpu_layer.product(a, b))
     inputs[index].requires_grad_()
     layer(*inputs).backward(upstream)
-    assert [t.grad is not None for t in inputs] == [place == index for place in range(4)]
+    assert [t.grad is not None for t in inputs] == [other == index for other in range(4)]
     assert len(called) == products
 
 
 def test_a_linear_layer_does_not_keep_its_output():
-    *inputs, upstream = layer_inputs((2, 9, 6, 4), PLACES["fp32"])
+    *inputs, upstream = layer_inputs((2, 9, 6, 4), DEVICES["fp32"])
     wanted = value_and_gradients(lambda *t: 2 * layer(*t, activation="linear"), inputs, upstream)
     got = value_and_gradients(lambda *t: layer(*t, activation="linear").mul_(2), inputs, upstream)
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
-def test_operator_is_registered_as_pytorch_asks(place, images, shared):
+def test_operator_is_registered_as_pytorch_asks(device, images, shared):
     """Schema, fake tensors, autograd."""
-    x, weight, style, bias, upstream = layer_inputs((2, 9, 6, 4), place, shared=shared)
+    x, weight, style, bias, upstream = layer_inputs((2, 9, 6, 4), device, shared=shared)
     arguments = [t.requires_grad_() for t in (x, weight, style, bias)]
     transposed = [t.detach().mT.contiguous().mT.requires_grad_() for t in arguments[:3]]
     opcheck(cpu_ops.mod_fc, (*arguments, True, True))
@@ -151,7 +151,7 @@ def test_operator_is_registered_as_pytorch_asks(place, images, shared):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_function_transforms_take_the_formulas(compiled):
-    x, weight, style, bias, _ = layer_inputs((2, 9, 6, 4), PLACES["fp32"])
+    x, weight, style, bias, _ = layer_inputs((2, 9, 6, 4), DEVICES["fp32"])
     wrap = (lambda call: torch.compile(call, backend="eager", fullgraph=True)) if compiled else (lambda call: call)
     torch._dynamo.reset()
     loss = lambda weight, style: layer(x[:1], weight, style[None], bias).square().sum()
@@ -171,24 +171,24 @@ def test_function_transforms_take_the_formulas(compiled):
 
 @pytest.fixture
 def rows_of_8(monkeypatch):
-    """Points that a thread encodes at a time."""
-    monkeypatch.setattr(cpu_ops, "ROWS", 8)
+    """A thread encodes 8 points at a time."""
+    monkeypatch.setattr(cpu_ops, "POINTS_PER_PIECE", 8)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(("points", "channels"), [(1, 1), (4, 16), (17, 3), (45, 130)])
 def test_waves_and_table(rows_of_8, align_corners, points, channels):
-    *inputs, upstream = encoding_inputs(PLACES["fp32"], points=points, channels=channels)
+    *inputs, upstream = encoding_inputs(DEVICES["fp32"], points=points, channels=channels)
     check_encoding(inputs, upstream, ours="cpu", align_corners=align_corners)
 
 
 def test_waves_alone(rows_of_8):
-    coords, freq, phase, _, upstream = encoding_inputs(PLACES["fp32"], dims=1)
+    coords, freq, phase, _, upstream = encoding_inputs(DEVICES["fp32"], dims=1)
     check_encoding([coords, freq, phase], upstream[..., :20], ours="cpu")
 
 
 def test_result_may_be_half():
-    *inputs, _ = encoding_inputs(PLACES["fp32"])
+    *inputs, _ = encoding_inputs(DEVICES["fp32"])
     encode = lambda dtype, **options: functional.fourier_encode(*inputs, dtype=dtype, **options)
     plain = encode(torch.bfloat16, backend="reference")
     assert_as_accurate([encode(torch.bfloat16)], [plain], [encode(torch.float64, backend="reference")], torch.bfloat16)
@@ -196,7 +196,7 @@ def test_result_may_be_half():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_grid_takes_cells_as_they_are(dtype):
-    """As near as float32 comes to their centres; beside them every cell counts by its share."""
+    """Points as near to a cell's centre as float32 allows read only that cell; other points mix the four cells."""
     (H, W), rng = (37, 53), torch.Generator().manual_seed(0)
     table, freq, phase = torch.randn(H, W, 4, generator=rng), torch.zeros(4, 2), torch.zeros(4)
     grid = grids.plane(H, W).view(1, -1, 2)
@@ -208,12 +208,12 @@ def test_native_grid_takes_cells_as_they_are(dtype):
 
 
 def test_second_derivatives_of_the_encoding():
-    check_encoding_twice(PLACES["fp32"], "cpu")
+    check_encoding_twice(DEVICES["fp32"], "cpu")
 
 
 @pytest.mark.parametrize("wanted", [(True, True, True, True), (False, True, False, True), (True, False, False, False)])
 def test_encoding_is_registered_as_pytorch_asks(wanted):
-    *inputs, upstream = encoding_inputs(PLACES["fp32"], batch=1, points=6, channels=3)
+    *inputs, upstream = encoding_inputs(DEVICES["fp32"], batch=1, points=6, channels=3)
     coords, freq, phase, table = (t.requires_grad_() for t in inputs)
     opcheck(cpu_ops.fourier, (coords[0], freq, phase, coords[0], table, True, torch.float32))
     opcheck(cpu_ops.fourier, (coords[0], freq, phase, None, None, True, torch.float16))

@@ -15,19 +15,19 @@ from cips_fast.backends import triton_ops
 from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
-from .places import PLACES
+from .devices import DEVICES
 from .test_functional import read_table
 
-FP32 = [PLACES[0], PLACES[2]]  # coordinates are float32 whatever the result is
+FP32 = [DEVICES[0], DEVICES[2]]  # coordinates are float32, whatever the dtype of the result is
 
 
-def encoding_inputs(place, *, batch=2, points=45, channels=20, dims=2, cells=(5, 7)):
-    """Coordinates beyond the border too, frequencies, phases, a table, an upstream gradient: float32."""
+def encoding_inputs(device, *, batch=2, points=45, channels=20, dims=2, cells=(5, 7)):
+    """Coordinates (some beyond the border), frequencies, phases, a table and an upstream gradient, float32."""
     rng = torch.Generator().manual_seed(points * 31 + channels)
     coords = torch.rand(batch, points, dims, generator=rng, dtype=torch.float64) * 2.4 - 1.2
     rest = [draw(rng, *shape) for shape in ((channels, dims), (channels,), (*cells, channels))]
     upstream = draw(rng, batch, points, 2 * channels)
-    return [t.to(place.device, torch.float32) for t in (coords, *rest, upstream)]
+    return [t.to(device.kind, torch.float32) for t in (coords, *rest, upstream)]
 
 
 def check_encoding(inputs, upstream, ours="triton", **options):
@@ -37,28 +37,28 @@ def check_encoding(inputs, upstream, ours="triton", **options):
     wanted = value_and_gradients(call("reference"), [t.double() for t in inputs], upstream)
     plain = value_and_gradients(call("reference"), inputs, upstream)
     got = value_and_gradients(call(ours), inputs, upstream)
-    # A cosine near its zero is as far off as any other, and is no measure of itself.
+    # Near its zero a cosine has the same absolute error as elsewhere, so its relative error says nothing.
     assert_as_accurate(got, plain, wanted, torch.float32, scale=float(upstream.norm()))
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("device", FP32, indirect=True)
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(("points", "channels"), [(1, 1), (16, 16), (17, 3), (45, 130)])
-def test_waves_and_table(place, align_corners, points, channels):
-    *inputs, upstream = encoding_inputs(place, points=points, channels=channels)
+def test_waves_and_table(device, align_corners, points, channels):
+    *inputs, upstream = encoding_inputs(device, points=points, channels=channels)
     check_encoding(inputs, upstream, align_corners=align_corners)
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("device", FP32, indirect=True)
 @pytest.mark.parametrize("dims", [2, 3])
-def test_waves_alone(place, dims):
-    coords, freq, phase, _, upstream = encoding_inputs(place, dims=dims)
+def test_waves_alone(device, dims):
+    coords, freq, phase, _, upstream = encoding_inputs(device, dims=dims)
     check_encoding([coords, freq, phase], upstream[..., :20])
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
-def test_three_dimensional_waves_beside_a_table(place):
-    coords, freq, phase, table, upstream = encoding_inputs(place, dims=3)
+@pytest.mark.parametrize("device", FP32, indirect=True)
+def test_three_dimensional_waves_beside_a_table(device):
+    coords, freq, phase, table, upstream = encoding_inputs(device, dims=3)
     at = coords[..., :2].flip(1)
 
     def call(backend):
@@ -73,26 +73,26 @@ def test_three_dimensional_waves_beside_a_table(place):
     assert_as_accurate(value_and_gradients(call("triton"), inputs, upstream), plain, wanted, torch.float32)
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("device", FP32, indirect=True)
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("largest", [10.0, 1e3, 1e4])
-def test_sine_is_right_for_large_arguments(place, dims, largest):
+def test_sine_is_right_for_large_arguments(device, dims, largest):
     rng = torch.Generator().manual_seed(7)
-    coords = ((torch.rand(1, 200, dims, generator=rng) * 2 - 1) * 1024).to(place.device)  # pixels of a large image
-    freq = (torch.rand(40, dims, generator=rng) * 2 - 1).to(place.device) * (largest / 1024 / dims)
-    phase = torch.randn(40, generator=rng).to(place.device)
+    coords = ((torch.rand(1, 200, dims, generator=rng) * 2 - 1) * 1024).to(device.kind)  # pixels of a large image
+    freq = (torch.rand(40, dims, generator=rng) * 2 - 1).to(device.kind) * (largest / 1024 / dims)
+    phase = torch.randn(40, generator=rng).to(device.kind)
     argument = coords.double() @ freq.double().mT + phase.double()
     assert argument.abs().max() > largest / 3
     got = functional.fourier_encode(coords, freq, phase, backend="triton")
     assert (got - argument.sin()).abs().max() < 1e-5
-    if largest == 1e4:  # plain float32 has lost these digits before the sine
+    if largest == 1e4:  # in plain float32 these digits are lost before the sine
         assert (functional.fourier_encode(coords, freq, phase, backend="reference") - argument.sin()).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
-def test_cosines_of_the_gradient_are_right_for_large_arguments(place):
-    coords, _, phase, _, upstream = encoding_inputs(place)
-    freq = 4e3 * encoding_inputs(place)[1]
+@pytest.mark.parametrize("device", FP32, indirect=True)
+def test_cosines_of_the_gradient_are_right_for_large_arguments(device):
+    coords, _, phase, _, upstream = encoding_inputs(device)
+    freq = 4e3 * encoding_inputs(device)[1]
     wanted = value_and_gradients(
         lambda *t: functional.fourier_encode(*t, backend="reference"),
         [t.double() for t in (coords, freq, phase)],
@@ -101,29 +101,29 @@ def test_cosines_of_the_gradient_are_right_for_large_arguments(place):
     got = value_and_gradients(
         lambda *t: functional.fourier_encode(*t, backend="triton"), [coords, freq, phase], upstream[..., :20]
     )
-    # Plain float32 is no measure here: the formulas in float64, and 1e-5 of each.
+    # Plain float32 is too inaccurate to compare with; the bound is 1e-5 of the float64 result.
     for ours, truth in zip(got, wanted, strict=True):
         assert (ours.double() - truth).norm() <= 1e-5 * truth.norm()
 
 
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_result_may_be_half(place):
-    *inputs, upstream = encoding_inputs(place)
-    upstream = upstream.to(place.dtype)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_result_may_be_half(device):
+    *inputs, upstream = encoding_inputs(device)
+    upstream = upstream.to(device.dtype)
 
     def call(backend):
-        return lambda *tensors: functional.fourier_encode(*tensors, dtype=place.dtype, backend=backend)
+        return lambda *tensors: functional.fourier_encode(*tensors, dtype=device.dtype, backend=backend)
 
     in_float64 = lambda *tensors: functional.fourier_encode(*tensors, backend="reference")
     wanted = value_and_gradients(in_float64, [t.double() for t in inputs], upstream)
     plain = value_and_gradients(call("reference"), inputs, upstream)
     got = value_and_gradients(call("triton"), inputs, upstream)
-    assert got[0].dtype == place.dtype
-    assert_as_accurate(got[:1], plain[:1], wanted[:1], place.dtype)
+    assert got[0].dtype == device.dtype
+    assert_as_accurate(got[:1], plain[:1], wanted[:1], device.dtype)
     assert_as_accurate(got[1:], plain[1:], wanted[1:], torch.float32)
 
 
-@pytest.mark.parametrize("place", FP32[:1], indirect=True)
+@pytest.mark.parametrize("device", FP32[:1], indirect=True)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     points=st.integers(1, 40),
@@ -131,20 +131,20 @@ def test_result_may_be_half(place):
     cells=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     align_corners=st.booleans(),
 )
-def test_encodings_of_drawn_shapes(place, points, channels, cells, align_corners):
-    *inputs, upstream = encoding_inputs(place, points=points, channels=channels, cells=cells)
+def test_encodings_of_drawn_shapes(device, points, channels, cells, align_corners):
+    *inputs, upstream = encoding_inputs(device, points=points, channels=channels, cells=cells)
     check_encoding(inputs, upstream, align_corners=align_corners)
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("device", FP32, indirect=True)
 @pytest.mark.parametrize("where", ["native grid", "anywhere", "one place", "few cells"])
-def test_table_gradient_has_equal_bits_in_two_runs(place, where):
+def test_table_gradient_has_equal_bits_in_two_runs(device, where):
     cells = (2, 2) if where == "few cells" else (12, 12)
-    _, freq, phase, table, upstream = encoding_inputs(place, batch=1, points=144, channels=8, cells=cells)
+    _, freq, phase, table, upstream = encoding_inputs(device, batch=1, points=144, channels=8, cells=cells)
     coords = {
-        "native grid": grids.plane(12, 12).view(1, 144, 2).to(place.device),
-        "one place": torch.full((1, 144, 2), 0.3, device=place.device),
-    }.get(where, encoding_inputs(place, batch=1, points=144)[0])
+        "native grid": grids.plane(12, 12).view(1, 144, 2).to(device.kind),
+        "one place": torch.full((1, 144, 2), 0.3, device=device.kind),
+    }.get(where, encoding_inputs(device, batch=1, points=144)[0])
     inputs = [coords, freq, phase, table]
     encode = lambda *t: functional.fourier_encode(*t, backend="triton")
     first, second = (value_and_gradients(encode, inputs, upstream) for _ in range(2))
@@ -153,15 +153,15 @@ def test_table_gradient_has_equal_bits_in_two_runs(place, where):
     check_encoding(inputs, upstream)
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
+@pytest.mark.parametrize("device", FP32, indirect=True)
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_coordinates_on_the_border_have_the_gradient_of_grid_sample(place, align_corners):
-    """All pixels of a native grid's rim lie there."""
+def test_coordinates_on_the_border_have_the_gradient_of_grid_sample(device, align_corners):
+    """All pixels on the rim of a native grid are there."""
     coords = grids.plane(6, 6, (-1.5, -1.5, 1.5, 1.5)).view(1, 36, 2).clone()
     coords[0, :25] = grids.plane(5, 5).view(25, 2)
-    coords = coords.to(place.device)
+    coords = coords.to(device.kind)
     rng = torch.Generator().manual_seed(5)
-    table, upstream = draw(rng, 5, 5, 3).to(place.device).float(), draw(rng, 1, 36, 3).to(place.device).float()
+    table, upstream = draw(rng, 5, 5, 3).to(device.kind).float(), draw(rng, 1, 36, 3).to(device.kind).float()
 
     def by_grid_sample(coords):
         cells = table.movedim(-1, 0)[None]
@@ -175,12 +175,12 @@ def test_coordinates_on_the_border_have_the_gradient_of_grid_sample(place, align
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def check_second_derivatives(place, ours):
-    *inputs, upstream = encoding_inputs(place, batch=1, points=6, channels=3)
+def check_second_derivatives(device, ours):
+    *inputs, upstream = encoding_inputs(device, batch=1, points=6, channels=3)
 
     def second(tensors, backend, autocast=False):
         tensors = [t.detach().requires_grad_() for t in tensors]
-        with torch.autocast(place.device, dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(device.kind, dtype=torch.bfloat16, enabled=autocast):
             encoded = functional.fourier_encode(*tensors, backend=backend)
             gradients = torch.autograd.grad(encoded, tensors, upstream.to(encoded.dtype), create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors)
@@ -190,13 +190,13 @@ def check_second_derivatives(place, ours):
     assert_as_accurate(second(inputs, ours, autocast=True), plain, wanted, torch.float32)
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
-def test_second_derivatives_are_those_of_the_formula(place):
-    check_second_derivatives(place, "triton")
+@pytest.mark.parametrize("device", FP32, indirect=True)
+def test_second_derivatives_are_those_of_the_formula(device):
+    check_second_derivatives(device, "triton")
 
 
 def test_operators_are_registered_as_pytorch_asks(interpreter):
-    *inputs, upstream = encoding_inputs(PLACES[0].values[0], batch=1, points=6, channels=3)
+    *inputs, upstream = encoding_inputs(DEVICES[0].values[0], batch=1, points=6, channels=3)
     coords, freq, phase, table = (t.requires_grad_() for t in inputs)
     rows, dout = coords.detach()[0], upstream[0]
     with standing_in(interpreter):
@@ -206,22 +206,22 @@ def test_operators_are_registered_as_pytorch_asks(interpreter):
         opcheck(triton_ops.fourier_bwd_freq, (dout[:, :3], rows, freq, phase))
         opcheck(triton_ops.fourier_bwd_coords, (dout[:, :3], rows, freq, phase))
         opcheck(triton_ops.embedding_bwd_table, (dout[:, 3:], rows, table, True))
-        opcheck(triton_ops.embedding_bwd_at, (dout[:, 3:], rows, table, True))
+        opcheck(triton_ops.embedding_bwd_coords, (dout[:, 3:], rows, table, True))
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
-def test_autocast_rounds_the_result_and_never_the_phase(place):
-    coords = torch.full((1, 1, 2), 0.7, device=place.device)
-    freq, phase = torch.full((4, 2), 300.0, device=place.device), torch.zeros(4, device=place.device)
-    with torch.autocast(place.device, dtype=torch.float16):
+@pytest.mark.parametrize("device", FP32, indirect=True)
+def test_autocast_rounds_the_result_and_never_the_phase(device):
+    coords = torch.full((1, 1, 2), 0.7, device=device.kind)
+    freq, phase = torch.full((4, 2), 300.0, device=device.kind), torch.zeros(4, device=device.kind)
+    with torch.autocast(device.kind, dtype=torch.float16):
         got = functional.fourier_encode(coords, freq, phase, dtype=torch.float16, backend="triton")
     argument = 2 * 300.0 * float(torch.tensor(0.7))
     assert abs(float(got[0, 0, 0]) - math.sin(argument)) < 5e-4
 
 
-@pytest.mark.parametrize("place", FP32, indirect=True)
-def test_unserved_dimensions_are_named(place):
-    inputs = [torch.zeros(*shape, device=place.device) for shape in ((1, 5, 1), (3, 1), (3,))]
+@pytest.mark.parametrize("device", FP32, indirect=True)
+def test_unserved_dimensions_are_named(device):
+    inputs = [torch.zeros(*shape, device=device.kind) for shape in ((1, 5, 1), (3, 1), (3,))]
     with pytest.raises(ValueError, match="freq: got 1 coordinate dimensions, backend 'triton' takes 2 or 3"):
         functional.fourier_encode(*inputs, backend="triton")
 
@@ -232,14 +232,14 @@ STRAY = [math.nan, math.inf, -math.inf, 1e38, -1e38]
 @pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_a_stray_coordinate_is_its_own_points_alone(interpreter, large_tiles, backend, align_corners):
-    """Values and gradients of the others are what they are without it, and no address comes from it."""
-    coords, freq, phase, table, upstream = encoding_inputs(PLACES[0].values[0], batch=1, points=24)
+    """Values and gradients of the other points do not change, and no address is computed from the stray coordinate."""
+    coords, freq, phase, table, upstream = encoding_inputs(DEVICES[0].values[0], batch=1, points=24)
     stray = coords.clone()
-    places = torch.arange(2 * len(STRAY)).view(len(STRAY), 2) + 3
+    points = torch.arange(2 * len(STRAY)).view(len(STRAY), 2) + 3
     for axis in range(2):
-        stray[0, places[:, axis], axis] = torch.tensor(STRAY)
-    others = torch.ones(24, dtype=torch.bool).index_fill_(0, places.flatten(), False)
-    upstream = upstream * others[:, None]  # of which gradients of what all points share are sums
+        stray[0, points[:, axis], axis] = torch.tensor(STRAY)
+    others = torch.ones(24, dtype=torch.bool).index_fill_(0, points.flatten(), False)
+    upstream = upstream * others[:, None]  # so that stray points do not add to the gradients of the parameters
 
     def encode(*tensors):
         return functional.fourier_encode(*tensors, align_corners=align_corners, backend=backend)
@@ -253,9 +253,9 @@ def test_a_stray_coordinate_is_its_own_points_alone(interpreter, large_tiles, ba
     )
     for ours, truth in zip(got[:2], wanted[:2], strict=True):
         torch.testing.assert_close(ours[:, others].double(), truth[:, others], rtol=1e-4, atol=1e-4)
-    assert got[0][0, places[0]].isnan().all()  # NaN in either coordinate: waves and what the table holds
-    assert got[0][0, places[1:3], :20].isnan().all()  # infinite: the waves; the table is read at its border
-    for infinite, x in ((places[1, 0], 1.5), (places[2, 0], -1.5)):
+    assert got[0][0, points[0]].isnan().all()  # a NaN in either coordinate: the waves and the read are NaN
+    assert got[0][0, points[1:3], :20].isnan().all()  # infinite: the waves are NaN; the table is read at its border
+    for infinite, x in ((points[1, 0], 1.5), (points[2, 0], -1.5)):
         border = torch.tensor([[[x, coords[0, infinite, 1]]]])
         wanted_read = ref.embed_coords_ref(border, table, align_corners)[0, 0]
         torch.testing.assert_close(got[0][0, infinite, 20:], wanted_read, rtol=1e-4, atol=1e-4)
@@ -263,7 +263,7 @@ def test_a_stray_coordinate_is_its_own_points_alone(interpreter, large_tiles, ba
 
 @pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
 def test_where_a_table_is_read_may_be_nan(interpreter, large_tiles, backend):
-    coords, freq, phase, table, upstream = encoding_inputs(PLACES[0].values[0], batch=1, points=9)
+    coords, freq, phase, table, upstream = encoding_inputs(DEVICES[0].values[0], batch=1, points=9)
     at = coords.clone()
     at[0, 4, 1] = math.nan
 
@@ -282,7 +282,7 @@ def test_where_a_table_is_read_may_be_nan(interpreter, large_tiles, backend):
 @pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
 @pytest.mark.parametrize("shape", [(0, 5, 2), (1, 0, 2), (0, 0, 2)])
 def test_no_points(interpreter, backend, shape):
-    _, freq, phase, table, _ = encoding_inputs(PLACES[0].values[0], batch=1)
+    _, freq, phase, table, _ = encoding_inputs(DEVICES[0].values[0], batch=1)
     with standing_in(interpreter):
         encoded, *gradients = value_and_gradients(
             lambda *t: functional.fourier_encode(*t, backend=backend),

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from cips_fast import ModFC, ToRGB, functional
 from cips_fast import reference as ref
+from cips_fast.kernels import formulas
 from cips_fast.kernels.device import standing_in
 
 from .conftest import HAVE_TRITON
@@ -48,6 +49,12 @@ def loop_mod_fc(x, weight, style, bias, demodulate, activation):
     return y
 
 
+def test_the_kernels_have_the_numbers_of_the_specification():
+    kernels = (formulas.LRELU_SLOPE, formulas.LRELU_GAIN, formulas.DEMODULATION_EPS)
+    assert kernels == (ref.LRELU_SLOPE, ref.LRELU_GAIN, ref.EPS)
+    assert math.sqrt(0.5) == formulas.INVERSE_SQRT_2
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("activation", ref.ACTIVATIONS)
@@ -70,7 +77,7 @@ def test_cpu_backend_equals_reference_in_float32(shape, shared):
         got = functional.mod_fc(*inputs, backend=backend)
         grads = torch.autograd.grad(got, inputs, upstream.float())
         pairs = zip([got, *grads], [wanted, *wanted_grads], strict=True)
-        # A gradient may cancel to zero (one input, demodulated): its error is that of the terms, not of their sum.
+        # The terms of a gradient may cancel (one input, demodulated): its error is relative to the terms, not the sum.
         errors[backend] = [(a.double() - b).norm() / max(b.norm(), upstream.norm()) for a, b in pairs]
     for plain, ours in zip(errors["reference"], errors["cpu"], strict=True):
         assert ours <= 2 * plain + 1e-6
@@ -126,7 +133,7 @@ def test_fourier_encode_and_its_derivatives():
 
 
 def read_table(coords, table, **options):
-    """What the encoding reads from a table, without the waves beside it."""
+    """What the encoding reads from a table, without the waves."""
     C, D = table.shape[2], coords.shape[2]
     encoded = functional.fourier_encode(coords, coords.new_zeros(C, D), coords.new_zeros(C), table, **options)
     return encoded[..., C:]

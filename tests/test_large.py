@@ -193,7 +193,7 @@ def test_encoding_of_a_far_point(rng):
 
 
 def test_gradients_of_a_far_point(rng):
-    from cips_fast.kernels.embedding import embedding_bwd_at
+    from cips_fast.kernels.embedding import embedding_bwd_coords
     from cips_fast.kernels.fourier import fourier_bwd_coords
 
     half, N = torch.float16, FAR + REST
@@ -201,7 +201,9 @@ def test_gradients_of_a_far_point(rng):
     coords = rng.uniform(-0.9, 0.9, (REST, 2)).astype(np.float32)
     table = rng.standard_normal((4, 4, C)).astype(np.float32)
     (waves,) = record(lambda: fourier_bwd_coords(meta(N, C, dtype=half), meta(N, 2), meta(C, 2), meta(C)))
-    (read,) = record(lambda: embedding_bwd_at(meta(N, C, dtype=half), meta(N, 2), meta(4, 4, C), align_corners=True))
+    (read,) = record(
+        lambda: embedding_bwd_coords(meta(N, C, dtype=half), meta(N, 2), meta(4, 4, C), align_corners=True)
+    )
     found = {
         "dout_ptr": (FAR * C, dout),
         "coords_ptr": (FAR * 2, coords),
@@ -210,9 +212,9 @@ def test_gradients_of_a_far_point(rng):
     }
     result = {"dcoords_ptr": (FAR * 2, poisoned(REST, 2, dtype=np.float32))}
     dx = execute_last_block(waves, found | result, (waves.grid[0] - 1, 0, 0))["dcoords_ptr"][:, 0]
-    found = {"dout_ptr": (FAR * C, dout), "at_ptr": (FAR * 2, coords), "table_ptr": (0, table)}
-    result = {"dat_ptr": (FAR * 2, poisoned(REST, 2, dtype=np.float32))}
-    dat = execute_last_block(read, found | result, (read.grid[0] - 1, 0, 0))["dat_ptr"]
+    found = {"dout_ptr": (FAR * C, dout), "table_coords_ptr": (FAR * 2, coords), "table_ptr": (0, table)}
+    result = {"dtable_coords_ptr": (FAR * 2, poisoned(REST, 2, dtype=np.float32))}
+    dat = execute_last_block(read, found | result, (read.grid[0] - 1, 0, 0))["dtable_coords_ptr"]
 
     at = torch.from_numpy(coords).double().requires_grad_()
     upstream = torch.from_numpy(dout).double()

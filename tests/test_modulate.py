@@ -12,21 +12,21 @@ from cips_fast.backends import triton_ops
 from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
-from .places import PLACES
+from .devices import DEVICES
 
 SHAPES = [(1, 1, 1), (2, 3, 33), (3, 100, 64), (1, 5, 2500)]
 IDS = [f"B{b}-O{o}-I{i}" for b, o, i in SHAPES]
 
 
-def modulation_inputs(shape, place):
+def modulation_inputs(shape, device):
     batch, outputs, inputs = shape
     rng = torch.Generator().manual_seed(batch * 1009 + outputs * 31 + inputs)
     shapes = [(outputs, inputs), (batch, inputs), (batch, outputs, inputs)]
-    return [draw(rng, *shape).to(place.device, place.dtype) for shape in shapes]
+    return [draw(rng, *shape).to(device.kind, device.dtype) for shape in shapes]
 
 
-def check_modulation(place, shape, demodulate):
-    weight, style, upstream = modulation_inputs(shape, place)
+def check_modulation(device, shape, demodulate):
+    weight, style, upstream = modulation_inputs(shape, device)
 
     def call(backend):
         return lambda weight, style: functional.modulate(weight, style, demodulate=demodulate, backend=backend)
@@ -34,27 +34,27 @@ def check_modulation(place, shape, demodulate):
     wanted = value_and_gradients(call("reference"), [weight.double(), style.double()], upstream)
     plain = value_and_gradients(call("reference"), [weight, style], upstream)
     got = value_and_gradients(call("triton"), [weight, style], upstream)
-    assert_as_accurate(got, plain, wanted, place.dtype, scale=float(upstream.double().norm()))
+    assert_as_accurate(got, plain, wanted, device.dtype, scale=float(upstream.double().norm()))
 
 
-@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 @pytest.mark.parametrize("demodulate", [True, False])
-def test_weights_and_their_gradients(place, shape, demodulate):
-    check_modulation(place, shape, demodulate)
+def test_weights_and_their_gradients(device, shape, demodulate):
+    check_modulation(device, shape, demodulate)
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 150)), st.booleans())
-def test_weights_of_drawn_shapes(place, shape, demodulate):
-    check_modulation(place, shape, demodulate)
+def test_weights_of_drawn_shapes(device, shape, demodulate):
+    check_modulation(device, shape, demodulate)
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_a_style_of_zeros_gives_zeros(place):
-    """The 1e-8 under the root is all that stands against a division by zero."""
-    weight, style, upstream = modulation_inputs((2, 3, 33), place)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_a_style_of_zeros_gives_zeros(device):
+    """Only the 1e-8 under the root prevents a division by zero."""
+    weight, style, upstream = modulation_inputs((2, 3, 33), device)
     style[1] = 0
 
     def call(backend):
@@ -63,29 +63,29 @@ def test_a_style_of_zeros_gives_zeros(place):
     got = value_and_gradients(call("triton"), [weight, style], upstream)
     wanted = value_and_gradients(call("reference"), [weight.double(), style.double()], upstream)
     assert (got[0][1] == 0).all()
-    assert_as_accurate(got, value_and_gradients(call("reference"), [weight, style], upstream), wanted, place.dtype)
+    assert_as_accurate(got, value_and_gradients(call("reference"), [weight, style], upstream), wanted, device.dtype)
 
 
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_gain_and_compute_dtype_are_folded_in(place):
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_gain_and_compute_dtype_are_folded_in(device):
     from cips_fast.kernels.modulate import modulate_fwd
 
-    weight, style, _ = modulation_inputs((2, 7, 20), place)
-    w, d = modulate_fwd(weight.float(), style.float(), demodulate=True, gain=1.5, dtype=place.dtype)
+    weight, style, _ = modulation_inputs((2, 7, 20), device)
+    w, d = modulate_fwd(weight.float(), style.float(), demodulate=True, gain=1.5, dtype=device.dtype)
     wanted = 1.5 * ref.modulate_ref(weight.double(), style.double())
-    assert w.dtype == place.dtype
-    assert_as_accurate([w], [wanted.to(place.dtype)], [wanted], place.dtype)
+    assert w.dtype == device.dtype
+    assert_as_accurate([w], [wanted.to(device.dtype)], [wanted], device.dtype)
     norm = ref.modulate_ref(weight.double(), style.double(), False).square().sum(-1)
     assert_as_accurate([d], [norm.float().rsqrt()], [norm.rsqrt()], torch.float32)
 
 
-@pytest.mark.parametrize("place", [PLACES[0], PLACES[2]], indirect=True)
+@pytest.mark.parametrize("device", [DEVICES[0], DEVICES[2]], indirect=True)
 @pytest.mark.parametrize("splits", [1, 2, 5])
-def test_partial_sums_are_added_in_the_backward_pass(place, splits):
+def test_partial_sums_are_added_in_the_backward_pass(device, splits):
     from cips_fast.kernels.modulate import modulate_bwd, modulate_fwd
 
-    weight, style, _ = modulation_inputs((3, 9, 20), place)
-    parts = draw(torch.Generator().manual_seed(3), 3, splits, 9, 20).to(place.device, torch.float32)
+    weight, style, _ = modulation_inputs((3, 9, 20), device)
+    parts = draw(torch.Generator().manual_seed(3), 3, splits, 9, 20).to(device.kind, torch.float32)
 
     def wanted(*inputs):
         inputs = [t.detach().requires_grad_() for t in inputs]
@@ -96,9 +96,9 @@ def test_partial_sums_are_added_in_the_backward_pass(place, splits):
     assert_as_accurate(got, wanted(weight, style), wanted(weight.double(), style.double()), torch.float32)
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_second_derivatives_are_those_of_the_formula(place):
-    weight, style, upstream = modulation_inputs((2, 4, 6), place)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_second_derivatives_are_those_of_the_formula(device):
+    weight, style, upstream = modulation_inputs((2, 4, 6), device)
 
     def second(tensors, backend):
         tensors = [t.detach().requires_grad_() for t in tensors]
@@ -107,11 +107,11 @@ def test_second_derivatives_are_those_of_the_formula(place):
         return torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors)
 
     wanted = second([weight.double(), style.double()], "reference")
-    assert_as_accurate(second([weight, style], "triton"), second([weight, style], "reference"), wanted, place.dtype)
+    assert_as_accurate(second([weight, style], "triton"), second([weight, style], "reference"), wanted, device.dtype)
 
 
 def test_operators_are_registered_as_pytorch_asks(interpreter):
-    weight, style, upstream = modulation_inputs((2, 4, 6), PLACES[0].values[0])
+    weight, style, upstream = modulation_inputs((2, 4, 6), DEVICES[0].values[0])
     with standing_in(interpreter):
         opcheck(triton_ops.modulate, (weight.requires_grad_(), style.requires_grad_(), True))
         transposed = [t.detach().mT.contiguous().mT for t in (weight, style)]

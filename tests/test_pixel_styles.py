@@ -1,4 +1,4 @@
-"""Pixel styles: every pixel as if it were an image of its own with the mixed style."""
+"""Pixel styles: every pixel is that of an image with the mixed style."""
 
 import pytest
 import torch
@@ -11,13 +11,13 @@ from cips_fast.kernels.device import standing_in
 from cips_fast.pixel_styles import mixed_fc
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
-from .places import PLACES
+from .devices import DEVICES
 
 TINY = {"size": 8, "width": 24, "style_features": 16, "embedding_size": 4}
 
 
 def pixel_by_pixel(x, weight, styles, bias, mix, *, demodulate=True, activation="lrelu"):
-    """The specification: P images of one pixel each, whose weights are modulated by their own style."""
+    """The specification: P images of one pixel each, each with weights modulated by its style."""
     B, P, _ = mix.shape
     own = (mix @ styles).flatten(0, 1)  # [B·P, I]
     pixels = x.expand(B, -1, -1).reshape(B * P, 1, -1)
@@ -30,7 +30,7 @@ def pixel_by_pixel(x, weight, styles, bias, mix, *, demodulate=True, activation=
 def test_value_and_gradients(demodulate, activation, batch, images, anchors):
     rng = torch.Generator().manual_seed(batch + anchors)
     tensors = [draw(rng, *shape) for shape in ((images, 7, 5), (6, 5), (anchors, 5), (6,), (batch, 7, anchors))]
-    tensors[2], tensors[4] = 1 + tensors[2] / 2, tensors[4].softmax(-1)  # where signs differ, norms cancel
+    tensors[2], tensors[4] = 1 + tensors[2] / 2, tensors[4].softmax(-1)  # with different signs norms would cancel
     tensors = [tensor.float() for tensor in tensors]
     upstream = draw(rng, batch, 7, 6).float()
     options = {"demodulate": demodulate, "activation": activation}
@@ -41,13 +41,13 @@ def test_value_and_gradients(demodulate, activation, batch, images, anchors):
     wanted, plain = run(pixel_by_pixel, torch.float64), run(pixel_by_pixel, torch.float32)
     got = run(mixed_fc, torch.float32)
     assert_as_accurate(got[:-1], plain[:-1], wanted[:-1], torch.float32)
-    # Demodulation takes out a style's scale, and α of one anchor is such a scale: a gradient of 0 but for rounding.
+    # Demodulation removes a style's scale, and α of one anchor is such a scale: its gradient is 0 plus rounding errors.
     scale = gradient_before_demodulation(tensors, upstream, activation) if demodulate and anchors == 1 else 0.0
     assert_as_accurate(got[-1:], plain[-1:], wanted[-1:], torch.float32, scale)
 
 
 def gradient_before_demodulation(tensors, upstream, activation):
-    """Norm of the gradient to α with d held fixed: of the two terms that cancel with one anchor, the first."""
+    """Norm of the gradient to α with fixed d. With one anchor, this term and the term through d cancel."""
     x, weight, styles, bias, mix = (tensor.double() for tensor in tensors)
 
     def product(mix, demodulate):
@@ -63,12 +63,12 @@ SHAPES = [(1, 1, 1, 1, 1), (1, 64, 32, 64, 2), (2, 65, 33, 3, 2), (3, 7, 100, 65
 
 
 def check_kernel(shape, device, dtype, *, shared=False, **options):
-    """As accurate as PyTorch's operations in the same dtype."""
+    """The kernel is as accurate as PyTorch's operations in the same dtype."""
     B, P, I, O, J = shape
     rng = torch.Generator().manual_seed(sum(shape))
     shapes = [(1 if shared else B, P, I), (O, I), (J, I), (O,), (B, P, J)]
     x, weight, styles, bias, mix = (draw(rng, *shape).to(device, dtype) for shape in shapes)
-    styles, mix = 1 + styles / 2, mix.float().softmax(-1).to(dtype)  # where signs differ, norms cancel
+    styles, mix = 1 + styles / 2, mix.float().softmax(-1).to(dtype)  # with different signs norms would cancel
     parameters = [tensor.float() for tensor in (weight, styles, bias, mix)]
     got = mixed_fc(x, *parameters, backend="triton", **options)
     assert got.dtype == dtype
@@ -77,22 +77,22 @@ def check_kernel(shape, device, dtype, *, shared=False, **options):
     assert_as_accurate([got], [plain], [wanted], dtype)
 
 
-@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("activation", ["lrelu", "linear"])
-def test_the_kernel(place, shape, shared, activation):
+def test_the_kernel(device, shape, shared, activation):
     options = {"activation": activation, "demodulate": activation == "lrelu"}
-    check_kernel(shape, place.device, place.dtype, shared=shared, **options)
+    check_kernel(shape, device.kind, device.dtype, shared=shared, **options)
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_a_norm_that_overflows_gives_nan_and_not_0(place):
-    """Pixels that have nothing of the anchor with such a style may be NaN, too, but no pixel may be a wrong number."""
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_a_norm_that_overflows_gives_nan_and_not_0(device):
+    """Pixels in which the anchor with such a style has weight 0 may be NaN, too, but no pixel may be a wrong number."""
     rng = torch.Generator().manual_seed(0)
-    x, weight, styles = (draw(rng, *shape).to(place.device, place.dtype) for shape in [(1, 70, 5), (6, 5), (3, 5)])
+    x, weight, styles = (draw(rng, *shape).to(device.kind, device.dtype) for shape in [(1, 70, 5), (6, 5), (3, 5)])
     styles[1] *= 1e22
-    mix = torch.eye(3, device=place.device)[torch.arange(70) % 3][None]
+    mix = torch.eye(3, device=device.kind)[torch.arange(70) % 3][None]
     y, truth = (mixed_fc(x, weight, styles, None, mix, backend=backend) for backend in ("triton", "reference"))
     assert y[:, 1::3].isnan().all()
     assert truth[:, 1::3].isnan().all()
@@ -100,19 +100,19 @@ def test_a_norm_that_overflows_gives_nan_and_not_0(place):
     assert (right | y.isnan()).all()
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_what_the_kernel_leaves_to_others(place):
-    """Sines are a pass of their own; where a gradient is wanted it is not asked at all."""
-    check_kernel((2, 20, 17, 6, 3), place.device, place.dtype, activation="sinrelu")
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_what_the_kernel_leaves_to_others(device):
+    """Sines are a separate pass, and the kernel is not used if a gradient is needed."""
+    check_kernel((2, 20, 17, 6, 3), device.kind, device.dtype, activation="sinrelu")
     x, weight, styles, mix = torch.randn(1, 9, 5), torch.randn(6, 5), torch.randn(2, 5), torch.rand(1, 9, 2)
     y = mixed_fc(x, weight.requires_grad_(), styles, None, mix, backend="triton")
     assert torch.equal(y, mixed_fc(x, weight, styles, None, mix, backend="reference"))
     assert torch.autograd.grad(y.sum(), weight)[0].abs().max() > 0
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
 @pytest.mark.parametrize("options", [{}, {"variant": "res", "width": [24, 16]}], ids=str)
-def test_a_generator_on_the_kernels(place, options):
+def test_a_generator_on_the_kernels(device, options):
     torch.manual_seed(0)
     generator = CIPSGenerator(**TINY | options).eval().requires_grad_(False)
     w, mix = generator.mapping(torch.randn(3, 16)), torch.rand(5, 9, 3).softmax(-1)
@@ -130,7 +130,7 @@ def test_the_operator_is_registered_as_pytorch_asks(interpreter):
 
 @pytest.mark.parametrize("options", [{}, {"variant": "res", "width": [24, 16]}, {"activation": "sinrelu"}], ids=str)
 def test_a_generator_with_pixel_styles(options):
-    """Where a pixel has one anchor's style alone it is that anchor's pixel, between them that of the mixed latent."""
+    """A pixel with the style of one anchor is that anchor's pixel; any other pixel is that of the mixed latent."""
     torch.manual_seed(0)
     generator = CIPSGenerator(**TINY | options).eval().requires_grad_(False)
     w = generator.mapping(torch.randn(3, 16))

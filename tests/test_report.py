@@ -1,4 +1,4 @@
-"""The report: known figures, what is read from compiled code, and how an image's launches are counted."""
+"""The report: known figures, what is read from compiled code, and how the launches of an image are counted."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from cips_fast.kernels import chips, limits, mod_fc_bwd
 from cips_fast.kernels.network import Network
 from cips_fast.kernels.report import __main__, ledger, per_image, per_kernel, printing, published_formulation
 from cips_fast.kernels.report.compile import Resources, compile_call, resources
-from cips_fast.kernels.report.disassembly import mix, multiplying_loop
+from cips_fast.kernels.report.disassembly import instruction_counts, multiplying_loop
 from cips_fast.kernels.report.occupancy import occupancy
 from cips_fast.kernels.report.workload import launches, meta
 
@@ -75,7 +75,7 @@ def test_json_has_everything(capsys):
     (chip,) = everything["chips"]
     assert (chip["name"], chip["processors"], chip["memory"]) == ("A100 80 GB", 108, 2.039e12)
     launches = [(kernel["target"], kernel["kernel"], kernel["launch"]) for kernel in everything["kernels"]]
-    names = ("embedding_bwd_table", "512"), ("embedding_bwd_table", "512 add"), ("embedding_bwd_at", "512")
+    names = ("embedding_bwd_table", "512"), ("embedding_bwd_table", "512 add"), ("embedding_bwd_coords", "512")
     assert launches == [("sm_80", *name) for name in names]
     for kernel in everything["kernels"]:
         assert set(kernel) == set(per_kernel.KernelReport.__dataclass_fields__)
@@ -87,29 +87,41 @@ def test_json_has_everything(capsys):
 
 
 def test_tables_have_a_row_for_every_launch(capsys):
-    __main__.main(["--target", "sm_80", "--kernel", "embedding_bwd_at"])
-    reported = report_on("sm_80", "embedding_bwd_at", "512")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("embedding_bwd_at")]
+    __main__.main(["--target", "sm_80", "--kernel", "embedding_bwd_coords"])
+    reported = report_on("sm_80", "embedding_bwd_coords", "512")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("embedding_bwd_coords")]
     takes, does = (re.split(r"\s{2,}", line) for line in lines)
-    assert takes[:9] == ["embedding_bwd_at", "512", "bf16", "8×64", "4", "1", str(reported.registers), "0", "0.0312"]
+    assert takes[:9] == [
+        "embedding_bwd_coords",
+        "512",
+        "bf16",
+        "8×64",
+        "4",
+        "1",
+        str(reported.registers),
+        "0",
+        "0.0312",
+    ]
     assert does[-1] == f"{reported.floors['A100 80 GB'].seconds * 1e6:.3g} (m)"
 
 
 def test_totals_have_a_row_for_every_way(capsys):
     printing.print_totals(
-        [per_image.total(*way, 256, chip) for way in per_image.WAYS for chip in (chips.H100, chips.B200)]
+        [per_image.total(*way, 256, chip) for way in per_image.PASSES for chip in (chips.H100, chips.B200)]
     )
     rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines() if line.startswith("256²")]
-    assert [tuple(row[1:3]) for row in rows] == 2 * list(per_image.WAYS)
+    assert [tuple(row[1:3]) for row in rows] == 2 * list(per_image.PASSES)
     assert rows[0][4] == "551"
 
 
 def test_an_unknown_target_or_kernel_is_named(capsys):
-    with pytest.raises(SystemExit):
-        __main__.main(["--target", "sm_70"])
-    assert "'sm_70'" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="nosuch"):
-        __main__.main(["--kernel", "nosuch"])
+    for arguments, message in (
+        (["--target", "sm_70"], f"--target: got 'sm_70', must be one of {', '.join(chips.TARGETS)}"),
+        (["--kernel", "nosuch"], "--kernel: got 'nosuch', must be part of a kernel's name"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            __main__.main(arguments)
+        assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
 
 
 def test_chips_of_one_architecture_have_its_limits():
@@ -155,7 +167,7 @@ NESTED = """
 
 def test_the_innermost_loop_that_multiplies():
     wanted = {"products": 1, "global": 0, "shared": 1, "arithmetic": 0, "waits": 1, "other": 2}
-    assert mix(multiplying_loop(NESTED)) == wanted
+    assert instruction_counts(multiplying_loop(NESTED)) == wanted
     assert not multiplying_loop(NESTED.replace("HMMA", "FFMA"))
 
 
@@ -169,12 +181,12 @@ def test_an_operator_is_a_launch_and_a_view_is_none():
         torch.add(y, y[:1], out=torch.empty_like(y))
         return a.T @ a
 
-    steps = ledger.launches_of(run, "sm_90")
+    launches = ledger.launches_of(run, "sm_90")
     sizes = {"add": 4 * (32 + 8 + 32), "mul_": 4 * 64, "copy_": 4 * 64, "mm": 4 * (32 + 32 + 64)}
-    assert [step.name for step in steps] == ["add", "mul_", "copy_", "add", "mm"]
-    assert steps[3].moved == 4 * (32 + 1 + 32)
-    assert {step.name: step.moved for step in steps if step is not steps[3]} == sizes
-    assert steps[-1].flop == 2 * 8 * 4 * 8
+    assert [launch.name for launch in launches] == ["add", "mul_", "copy_", "add", "mm"]
+    assert launches[3].moved == 4 * (32 + 1 + 32)
+    assert {launch.name: launch.moved for launch in launches if launch is not launches[3]} == sizes
+    assert launches[-1].flop == 2 * 8 * 4 * 8
 
 
 def test_kernels_and_operators_are_counted_in_order():
@@ -185,17 +197,18 @@ def test_kernels_and_operators_are_counted_in_order():
         dx, sums = mod_fc_bwd.mod_fc_dgrad(dz, w, below=x, want_sums=True)
         return sums.sum(0), mod_fc_bwd.mod_fc_wgrad(dx, x)
 
-    steps = ledger.launches_of(run, "sm_90")
-    assert [step.name for step in steps] == ["mod_fc_dgrad_kernel", "sum", "mod_fc_wgrad_kernel"]
+    launches = ledger.launches_of(run, "sm_90")
+    assert [launch.name for launch in launches] == ["mod_fc_dgrad_kernel", "sum", "mod_fc_wgrad_kernel"]
     tensor = 512 * 64 * 2
-    assert steps[0].moved == 3 * tensor + 64 * 64 * 2 + 4 * 64 * 4
-    # x and dx, which the first launch read and wrote, fit in a cache of five such tensors and not in one. The sums do.
-    cached = ledger.found_in_cache(steps, 5 * tensor)
+    assert launches[0].moved == 3 * tensor + 64 * 64 * 2 + 4 * 64 * 4
+    # x and dx, which the first launch read and wrote, fit in a cache of five such tensors, but not in one of one. The
+    # sums fit in both.
+    cached = ledger.found_in_cache(launches, 5 * tensor)
     assert cached == [0, 4 * 64 * 4, 2 * tensor]
-    assert ledger.found_in_cache(steps, tensor) == [0, 4 * 64 * 4, 0]
-    assert ledger.floor_of(steps, chips.H100) == pytest.approx(sum(step.moved for step in steps) / 3.35e12)
+    assert ledger.found_in_cache(launches, tensor) == [0, 4 * 64 * 4, 0]
+    assert ledger.floor_of(launches, chips.H100) == pytest.approx(sum(launch.moved for launch in launches) / 3.35e12)
     saved = sum(cached) / 3.35e12
-    assert ledger.floor_of(steps, chips.H100, cached) == pytest.approx(ledger.floor_of(steps, chips.H100) - saved)
+    assert ledger.floor_of(launches, chips.H100, cached) == pytest.approx(ledger.floor_of(launches, chips.H100) - saved)
 
 
 def small_network(rng):
@@ -219,12 +232,12 @@ def small_network(rng):
 def test_the_published_formulation_computes_the_same_colours():
     network = small_network(torch.Generator().manual_seed(0))
     coords = grids.plane(7, 7).double().view(1, 49, 2)
-    got = published_formulation.render(network, coords, dtype=torch.float64)
+    got = published_formulation.synthesis(network, coords, dtype=torch.float64)
     torch.testing.assert_close(got, ref.synthesis_ref(network, coords))
 
 
 def test_ways_to_an_image():
-    of = {way: per_image.total(*way, 256, chips.H100) for way in per_image.WAYS}
+    of = {way: per_image.total(*way, 256, chips.H100) for way in per_image.PASSES}
     stack, layered, eager = (of[way, "forward"] for way in ("stack", "layered", "published"))
     assert stack.flop == layered.flop == 2 * 65536 * (512 * 1024 + 14 * 512 * 512 + 7 * 3 * 512)
     assert eager.flop == stack.flop + 2 * 65536 * 2 * 512  # it multiplies coordinates by frequencies as matrices
@@ -232,7 +245,7 @@ def test_ways_to_an_image():
     assert stack.launches < layered.launches < eager.launches
     assert stack.bytes < layered.bytes < eager.bytes
     assert stack.floor == pytest.approx(stack.flop / 989e12, rel=0.05)
-    # Layers find what the layer before left; an eager pass over 64 MiB finds nothing of it in 50 MiB.
+    # A layer finds the output of the layer before it in cache; eager passes over 64 MiB find nothing in 50 MiB.
     assert layered.cached > 14 * 65536 * 512 * 2 > 5 * eager.cached
     assert layered.floor_cached < layered.floor
 

@@ -24,9 +24,9 @@ from cips_fast.kernels.report.workload import Recorder, float32_products, meta, 
 from cips_fast.kernels.tiles import TABLES, Tiles, triton_version
 
 from .accuracy import assert_as_accurate
+from .devices import DEVICES
 from .emulator import EmulatedGPU
 from .networks import draw_network, draw_points
-from .places import PLACES
 from .ptx import Program
 from .test_large import execute_last_block
 
@@ -66,7 +66,7 @@ def colours(form, dtype, network, points):
     chip = architecture(points[0].device)
     if points[0].is_cuda and form is stack_narrow and not form.serves(network, dtype, chip):
         pytest.skip(f"no network stays on chip in {dtype} on {chip}")
-    return form.render(network, *points, dtype=dtype)
+    return form.infer(network, *points, dtype=dtype)
 
 
 def check(form, dtype, **options):
@@ -83,60 +83,60 @@ def check(form, dtype, **options):
 
 @pytest.mark.exhaustive(*(f"{case}-interpreter-float16-*" for case in CASES if case != "narrowing"))
 @FORMS
-@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
 @pytest.mark.parametrize("case", CASES)
-def test_colours(form, place, case):
-    check(form, place.dtype, device=place.device, **CASES[case])
+def test_colours(form, device, case):
+    check(form, device.dtype, device=device.kind, **CASES[case])
 
 
 @pytest.mark.exhaustive(*(f"{case}-interpreter-float16" for case in THROUGH_MEMORY if case != "residual blocks"))
-@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
 @pytest.mark.parametrize("case", THROUGH_MEMORY)
-def test_colours_through_memory(place, case):
-    check(stack, place.dtype, device=place.device, **THROUGH_MEMORY[case])
+def test_colours_through_memory(device, case):
+    check(stack, device.dtype, device=device.kind, **THROUGH_MEMORY[case])
 
 
 @FORMS
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_networks_of_drawn_shapes(form, place, data):
+def test_networks_of_drawn_shapes(form, device, data):
     step, most = (16, 4) if form is stack_narrow else (1, 100)
     channels = st.integers(1, most).map(lambda n: n * step)
     blocks = data.draw(st.lists(st.tuples(channels, channels), min_size=1, max_size=2))
     widths = (data.draw(channels), *(width for block in blocks for width in block))
     residual = form is stack and data.draw(st.booleans())
     options = {"batch": st.integers(1, 3), "channels": channels, "pixels": st.integers(1, 140), "shared": st.booleans()}
-    check(form, place.dtype, widths=widths, residual=residual, **{name: data.draw(s) for name, s in options.items()})
+    check(form, device.dtype, widths=widths, residual=residual, **{name: data.draw(s) for name, s in options.items()})
 
 
 @pytest.mark.exhaustive("interpreter-float16")
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_a_program_renders_tile_after_tile(place, monkeypatch):
-    options = {"device": place.device, "pixels": 130, "residual": True, "widths": (40, 40, 40, 24, 24)}
-    alone = check(stack, place.dtype, **options)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_a_program_renders_tile_after_tile(device, monkeypatch):
+    options = {"device": device.kind, "pixels": 130, "residual": True, "widths": (40, 40, 40, 24, 24)}
+    alone = check(stack, device.dtype, **options)
     monkeypatch.setattr(stack, "programs_in_flight", lambda *_: 2)
-    assert torch.equal(check(stack, place.dtype, **options), alone)
+    assert torch.equal(check(stack, device.dtype, **options), alone)
 
 
 @FORMS
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
 @pytest.mark.parametrize(("batch", "pixels"), [(2, 0), (0, 5)])
-def test_nothing_to_render(form, place, batch, pixels):
-    network, points = problem(place.dtype, batch=batch, pixels=pixels)
-    assert colours(form, place.dtype, network, points).shape == (batch, pixels, 3)
+def test_nothing_to_render(form, device, batch, pixels):
+    network, points = problem(device.dtype, batch=batch, pixels=pixels)
+    assert colours(form, device.dtype, network, points).shape == (batch, pixels, 3)
 
 
 @FORMS
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_arguments_of_any_layout_and_batch(form, place):
-    network, (coords, at) = problem(place.dtype, shared=False)
-    wanted = form.render(network, coords, at, dtype=place.dtype)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_arguments_of_any_layout_and_batch(form, device):
+    network, (coords, at) = problem(device.dtype, shared=False)
+    wanted = form.infer(network, coords, at, dtype=device.dtype)
     strided = [t.movedim(0, -1).contiguous().movedim(-1, 0) for t in (*network.tensors(), coords, at)]
     *tensors, other_coords, other_at = strided
-    assert torch.equal(form.render(network.with_tensors(tensors), other_coords, other_at, dtype=place.dtype), wanted)
+    assert torch.equal(form.infer(network.with_tensors(tensors), other_coords, other_at, dtype=device.dtype), wanted)
     one = coords[:1]
-    mixed = [form.render(network, *points, dtype=place.dtype) for points in ((one, at), (one.expand(2, -1, -1), at))]
+    mixed = [form.infer(network, *points, dtype=device.dtype) for points in ((one, at), (one.expand(2, -1, -1), at))]
     assert torch.equal(*mixed)
 
 
@@ -204,7 +204,7 @@ def test_executed_in_tf32(form, architecture, poison):
     """Factors have as many bits as float16's."""
     network, points = problem(torch.float16, pixels=40, batch=1)
     with standing_in(EmulatedGPU(architecture)) as gpu, float32_products("high"):
-        got = form.render(network, *points, dtype=torch.float32)
+        got = form.infer(network, *points, dtype=torch.float32)
     assert any("tf32" in name for name in gpu.counts)
     double = network.with_tensors([t.double() for t in network.tensors()])
     wanted = ref.synthesis_ref(double, *(p.double() for p in points))
@@ -217,7 +217,7 @@ def test_scratch_is_read_and_written_as_often_as_the_layers_say(small):
     widths, C, (rows, cols) = (96, 96, 96, 32, 32), 24, (64, 32)
     network, points = problem(torch.bfloat16, channels=C, pixels=rows, batch=1, widths=widths, residual=True)
     with standing_in(EmulatedGPU(small, order=0)) as gpu:
-        stack.render(network, *points, dtype=torch.bfloat16)
+        stack.infer(network, *points, dtype=torch.bfloat16)
     # Inputs and outputs of every step, the second block's shortcut among them; residuals of 96 and of 32 channels.
     steps = [(2 * C, 96), (96, 96), (96, 96), (96, 32), (96, 32), (32, 32)]
     read = sum(-(-outputs // cols) * inputs for inputs, outputs in steps) + 96 + 32
@@ -229,7 +229,7 @@ def test_scratch_is_read_and_written_as_often_as_the_layers_say(small):
 def test_scratch_does_not_grow_with_the_image():
     def scratch(pixels):
         with standing_in(Recorder("sm_90")) as recorder:
-            stack.render(paper_network(256), meta(1, pixels, 2), dtype=torch.bfloat16)
+            stack.infer(paper_network(256), meta(1, pixels, 2), dtype=torch.bfloat16)
         return recorder.calls[-1].arguments["scratch_ptr"]
 
     assert scratch(10**5).shape == scratch(10**9).shape
@@ -245,17 +245,19 @@ def test_memory_sees_points_and_colours_once_whatever_the_depth(form, poison, mo
     for depth in (3, 7):
         network, _ = problem(torch.bfloat16, batch=1, widths=(64,) * depth)
         with standing_in(EmulatedGPU("sm_80")) as gpu:
-            form.render(network, *points, dtype=torch.bfloat16)
+            form.infer(network, *points, dtype=torch.bfloat16)
         moved = gpu.traffic[-1]
         written = {"rgb_ptr": 150 * 3 * 4}
         if form is stack:
             written["scratch_ptr"] = 2 * 2 * 64 * 64 * 2  # two regions of each program
         assert {name: bytes_.distinct_stored for name, bytes_ in moved.items() if bytes_.stored} == written
         assert moved["rgb_ptr"].stored == written["rgb_ptr"]
-        assert moved["coords_ptr"].distinct_loaded == moved["at_ptr"].distinct_loaded == 150 * 2 * 4
+        assert moved["coords_ptr"].distinct_loaded == moved["table_coords_ptr"].distinct_loaded == 150 * 2 * 4
         weights = sum(w.numel() for w in (*network.weights, *network.tap_weights))
         assert moved["w_ptr"].distinct_loaded == weights * 2
-        loads.append([moved[name].loaded for name in ("coords_ptr", "at_ptr", "freq_ptr", "phase_ptr", "table_ptr")])
+        loads.append(
+            [moved[name].loaded for name in ("coords_ptr", "table_coords_ptr", "freq_ptr", "phase_ptr", "table_ptr")]
+        )
     assert loads[0] == loads[1]
 
 
@@ -267,20 +269,20 @@ def test_far_addresses(form, where, small):
     P, far = 5, {"pixel": (1, 2**30 + 5), "sample": (2**20 + 1, 5)}[where]
     network, points = problem(torch.float16, batch=1, pixels=P, widths=(64, 64, 64), shared=False)
     with standing_in(EmulatedGPU(small)) as gpu:
-        wanted = form.render(network, *points, dtype=torch.float16)
+        wanted = form.infer(network, *points, dtype=torch.float16)
     near = gpu.calls[-1].arguments
     styles = [[meta(far[0], s.shape[1]) for s in each] for each in (network.styles, network.tap_styles)]
     network = replace(
         network.with_tensors([t.to("meta") for t in network.tensors()]), styles=styles[0], tap_styles=styles[1]
     )
     with standing_in(Recorder(small)) as recorder:
-        form.render(network, meta(*far, 2), meta(*far, 2), dtype=torch.float16)
+        form.infer(network, meta(*far, 2), meta(*far, 2), dtype=torch.float16)
     # As many programs as tiles, of which the last one is run.
     call = recorder.calls[-1]
     tiles = far[0] * -(-far[1] // call.constants["BLOCK_P"])
     call, last = replace(call, grid=(tiles,)), tiles - 1
     pixels = far[0] * far[1] - P
-    starts = {"coords_ptr": 2 * pixels, "at_ptr": 2 * pixels, "rgb_ptr": 3 * pixels}
+    starts = {"coords_ptr": 2 * pixels, "table_coords_ptr": 2 * pixels, "rgb_ptr": 3 * pixels}
     starts |= {"w_ptr": (far[0] - 1) * near["w_stride_b"], "scratch_ptr": last * near.get("scratch_size", 0)}
     tensors = {name: value for name, value in near.items() if isinstance(value, torch.Tensor)}
     windows = {name: (starts.get(name, 0), tensor.numpy()) for name, tensor in tensors.items()}
@@ -318,8 +320,8 @@ def test_what_does_not_stay_on_chip(case):
     """Asked for, it is refused; one launch for all layers goes through memory."""
     options, dtype, chip = LEFT_TO_MEMORY[case]
     with pytest.raises(ValueError, match=rf"network: got .*→.* channels in {dtype}, .* not stay on chip on {chip}"):
-        launched(stack_narrow.render, options, dtype, chip)
-    assert launched(dispatch.render, options, dtype, chip, inference="stack") is stack.stack_kernel
+        launched(stack_narrow.infer, options, dtype, chip)
+    assert launched(dispatch.infer, options, dtype, chip, inference="stack") is stack.stack_kernel
 
 
 def test_narrow_networks_stay_on_chip():
@@ -329,10 +331,10 @@ def test_narrow_networks_stay_on_chip():
         widest["gfx1100"] = 64
     for chip, width in widest.items():
         narrow = {"widths": (width,) * 3}, torch.bfloat16
-        assert launched(dispatch.render, *narrow, chip, inference="stack") is stack_narrow.stack_narrow_kernel
-        assert launched(dispatch.render, *narrow, chip) is stack_narrow.stack_narrow_kernel
+        assert launched(dispatch.infer, *narrow, chip, inference="stack") is stack_narrow.stack_narrow_kernel
+        assert launched(dispatch.infer, *narrow, chip) is stack_narrow.stack_narrow_kernel
     with float32_products("high"):
-        assert launched(dispatch.render, narrow[0], torch.float32, "sm_80") is stack_narrow.stack_narrow_kernel
+        assert launched(dispatch.infer, narrow[0], torch.float32, "sm_80") is stack_narrow.stack_narrow_kernel
 
 
 # Barriers that the kernel asks for, in the order of its text. The compiler puts others before a tile's first copies,
@@ -376,15 +378,15 @@ def test_every_barrier_between_layers_is_needed(small):
 
     def render(left_out, order):
         with standing_in(Edited(small, order=order, left_out=left_out)):
-            return stack.render(network, *points, dtype=torch.float16)
+            return stack.infer(network, *points, dtype=torch.float16)
 
-    def changes_nothing(place):
-        return all(torch.equal(render(lambda ptx: [before_copies(ptx)[place]], order), whole) for order in (0, 1))
+    def changes_nothing(copy):
+        return all(torch.equal(render(lambda ptx: [before_copies(ptx)[copy]], order), whole) for order in (0, 1))
 
     found = []
     whole = render(lambda ptx: found.append(before_copies(ptx)) or [], None)
-    idle = [place for place in range(len(found[0])) if changes_nothing(place)]  # with Triton 3.6 one is needed
-    idle_ones = lambda ptx: [before_copies(ptx)[place] for place in idle]
+    idle = [copy for copy in range(len(found[0])) if changes_nothing(copy)]  # with Triton 3.6 one is needed
+    idle_ones = lambda ptx: [before_copies(ptx)[copy] for copy in idle]
     for order in (0, 1):
         assert torch.equal(render(idle_ones, order), whole)
         for barrier in BARRIERS:

@@ -17,11 +17,11 @@ from cips_fast.kernels.report.workload import Recorder
 from cips_fast.synthesis import synthesis
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
+from .devices import DEVICES, Device
 from .emulator import EmulatedGPU
 from .networks import draw_network, draw_points
-from .places import PLACES, Place
 
-EMULATED = Place("emulated", "cpu", torch.bfloat16)
+EMULATED = Device("emulated", "cpu", torch.bfloat16)
 WIDTHS = (24, 24, 24, 16, 16)
 PIXELS = 21
 
@@ -51,8 +51,8 @@ def gradients(call, network, points, upstream, dtype):
     return value_and_gradients(formula, tensors, upstream)
 
 
-def assert_like_the_formulas(place, network, points, upstream, *, backend="triton", **options):
-    device, dtype = place.device, place.dtype
+def assert_like_the_formulas(device, network, points, upstream, *, backend="triton", **options):
+    device, dtype = device.kind, device.dtype
     network = network.with_tensors([t.to(device) for t in network.tensors()])
     points, upstream = [t.to(device) for t in points], upstream.to(device)
 
@@ -73,29 +73,29 @@ def assert_like_the_formulas(place, network, points, upstream, *, backend="trito
 
 
 @pytest.mark.exhaustive("shared-interpreter-float16", "own-interpreter-float16")
-@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
 @pytest.mark.parametrize(
     ("shared", "residual"), [(True, False), (False, False), (True, True)], ids=["shared", "own", "res"]
 )
-def test_value_and_gradients(place, shared, residual, chunks_of_8):
+def test_value_and_gradients(device, shared, residual, chunks_of_8):
     pixels = PIXELS + residual  # as drawn, rounding to float16 puts no pixel on the other side of the kink
-    assert_like_the_formulas(place, *problem(place.dtype, shared=shared, residual=residual, pixels=pixels))
+    assert_like_the_formulas(device, *problem(device.dtype, shared=shared, residual=residual, pixels=pixels))
 
 
 @pytest.mark.exhaustive("interpreter-float16")
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_value_and_gradients_in_three_dimensions(place):
-    assert_like_the_formulas(place, *problem(place.dtype, dims=3, align_corners=False), pixel_chunk=16)
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_value_and_gradients_in_three_dimensions(device):
+    assert_like_the_formulas(device, *problem(device.dtype, dims=3, align_corners=False), pixel_chunk=16)
 
 
 @pytest.mark.exhaustive("*-1-False", "*-7-False", "*-21-False")
 @pytest.mark.parametrize(
     ("pixel_chunk", "residual"), [(1, False), (7, False), (7, True), (PIXELS, False), (PIXELS + 1, False)]
 )
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_chunks_have_the_gradients_of_the_whole(place, pixel_chunk, residual):
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_chunks_have_the_gradients_of_the_whole(device, pixel_chunk, residual):
     pixels = 5 if pixel_chunk == 1 else PIXELS
-    assert_like_the_formulas(place, *problem(place.dtype, pixels=pixels, residual=residual), pixel_chunk=pixel_chunk)
+    assert_like_the_formulas(device, *problem(device.dtype, pixels=pixels, residual=residual), pixel_chunk=pixel_chunk)
 
 
 @pytest.mark.parametrize("pixel_chunk", [None, 1, 7, PIXELS, PIXELS + 1])
@@ -121,10 +121,10 @@ def test_other_backends_and_chunks(backend, residual, pixel_chunk):
 def test_on_a_cpu_in_tiles(dtype, residual, shared, at_once, pixel_chunk, monkeypatch):
     """64 pixels at a time, 128 in training, as if a core's cache held no more; three dimensions, which are as two."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
-    monkeypatch.setattr(cpu_layer, "CALL", 1 << 60 if at_once else 0)  # images go through together, or not
+    monkeypatch.setattr(cpu_layer, "MIN_FLOP_PER_CALL", 1 << 60 if at_once else 0)  # images go through together, or not
     # With so many pixels, as drawn, no tensor has far more signs flipped by rounding than in eager PyTorch.
     drawn = problem(dtype, pixels=300, residual=residual, shared=shared, dims=3, align_corners=False)
-    assert_like_the_formulas(Place("cpu", "cpu", dtype), *drawn, backend="cpu", pixel_chunk=pixel_chunk)
+    assert_like_the_formulas(Device("cpu", "cpu", dtype), *drawn, backend="cpu", pixel_chunk=pixel_chunk)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -144,7 +144,7 @@ def test_parameters_of_16_bits_on_a_cpu(dtype):
 def test_threads_may_change_between_forward_and_backward(monkeypatch):
     network, points, upstream = problem(torch.float32, pixels=400)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1})
-    monkeypatch.setattr(cpu_layer, "CALL", 0)
+    monkeypatch.setattr(cpu_layer, "MIN_FLOP_PER_CALL", 0)
     rgb = synthesis(network.with_tensors([t.requires_grad_() for t in network.tensors()]), *points, backend="cpu")
     wanted = torch.autograd.grad(rgb, network.tensors(), upstream, retain_graph=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -158,7 +158,7 @@ def test_a_cpu_has_a_tile_for_every_thread(monkeypatch):
     lengths = []
     for threads in (1, 2, 8):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        lengths.append([tile.stop - tile.start for tile in cpu_network.tiles(network, 1500, torch.float32)])
+        lengths.append([tile.stop - tile.start for tile in cpu_network.inference_chunks(network, 1500, torch.float32)])
     assert lengths == [[1500], [750, 750], [256] * 5 + [220]]
 
 
@@ -168,7 +168,7 @@ def test_on_the_cells_of_the_table(monkeypatch):
     x, y = torch.meshgrid(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 3), indexing="xy")
     at = torch.stack([x, y], -1).view(1, 15, 2)
     monkeypatch.setattr(torch.nn.functional, "embedding_bag", None)
-    assert_like_the_formulas(Place("cpu", "cpu", torch.float32), network, [at, at], upstream, backend="cpu")
+    assert_like_the_formulas(Device("cpu", "cpu", torch.float32), network, [at, at], upstream, backend="cpu")
 
 
 @pytest.mark.parametrize("pixel_chunk", [None, 2])
@@ -188,10 +188,10 @@ def test_gradcheck_in_float64(residual, pixel_chunk):
         assert torch.autograd.gradgradcheck(colours, inputs)
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
 @pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
-def test_second_derivatives_are_those_of_the_formulas(place, residual):
-    network, points, upstream = problem(place.dtype, pixels=6, residual=residual)
+def test_second_derivatives_are_those_of_the_formulas(device, residual):
+    network, points, upstream = problem(device.dtype, pixels=6, residual=residual)
 
     def second(call, dtype):
         tensors = [t.to(dtype).requires_grad_() for t in (*points, *network.tensors())]
@@ -237,7 +237,7 @@ def test_operators_are_registered_as_pytorch_asks(backend, residual, interpreter
     tensors = network.tensors()
     options = (3, residual, True, torch.float32, backend)
     with standing_in(interpreter):
-        opcheck(network_ops.render, (*points, tensors, *options, "stack"))
+        opcheck(network_ops.infer, (*points, tensors, *options, "stack"))
         for pixel_chunk in (0, 4):
             _, saved = network_ops.synthesis(*points, tensors, *options, pixel_chunk)
             opcheck(network_ops.synthesis_bwd, (upstream, *points, tensors, saved, *options, pixel_chunk, True))
@@ -348,12 +348,12 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_image(interpr
     assert kept(90, 0) - kept(9, 0) == 81 * 4 * (2 * sum(WIDTHS) + 24)  # two images, and x₀ of both
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
 @pytest.mark.parametrize("backend", ["triton", "cpu"])
-def test_no_points(place, backend):
+def test_no_points(device, backend):
     for pixel_chunk in (None, 3):
-        nothing = problem(place.dtype, pixels=0)
-        rgb, *others = assert_like_the_formulas(place, *nothing, pixel_chunk=pixel_chunk, backend=backend)
+        nothing = problem(device.dtype, pixels=0)
+        rgb, *others = assert_like_the_formulas(device, *nothing, pixel_chunk=pixel_chunk, backend=backend)
         assert rgb.shape == (2, 0, 3)
         assert not any(g.any() for g in others)
 
@@ -418,9 +418,9 @@ def test_a_stray_coordinate_leaves_other_pixels_gradients_alone(interpreter, lar
     assert [g.shape for g in rest] == [t.shape for t in network.tensors()]
 
 
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_tensors_of_any_strides(place):
-    network, points, upstream = problem(place.dtype)
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
+def test_tensors_of_any_strides(device):
+    network, points, upstream = problem(device.dtype)
 
     def strided(t):
         return t.repeat_interleave(2, -1)[..., ::2] if t.dim() else t
@@ -428,25 +428,25 @@ def test_tensors_of_any_strides(place):
     network = network.with_tensors([strided(t) for t in network.tensors()])
     assert not network.table.is_contiguous()
     points = [p.repeat_interleave(2, 1)[:, ::2] for p in points]
-    assert_like_the_formulas(place, network, points, upstream.mT.contiguous().mT, pixel_chunk=16)
+    assert_like_the_formulas(device, network, points, upstream.mT.contiguous().mT, pixel_chunk=16)
     with torch.no_grad():
         ways = [synthesis(network, *points, backend="triton", inference=way) for way in ("stack", "layered")]
     torch.testing.assert_close(*ways, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("inference", "residual"), [("stack", False), ("layered", False), ("layered", True)])
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_ways_to_render(place, inference, residual):
-    network, points, _ = problem(place.dtype, residual=residual)
-    network = network.with_tensors([t.to(place.device) for t in network.tensors()])
-    points = [t.to(place.device) for t in points]
-    with torch.no_grad(), torch.autocast(place.device, dtype=place.dtype, enabled=place.dtype != torch.float32):
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
+def test_ways_to_render(device, inference, residual):
+    network, points, _ = problem(device.dtype, residual=residual)
+    network = network.with_tensors([t.to(device.kind) for t in network.tensors()])
+    points = [t.to(device.kind) for t in points]
+    with torch.no_grad(), torch.autocast(device.kind, dtype=device.dtype, enabled=device.dtype != torch.float32):
         rgb = synthesis(network, *points, backend="triton", inference=inference)
     with torch.no_grad():
-        plain = ref.synthesis_ref(network, *points, dtype=place.dtype)
+        plain = ref.synthesis_ref(network, *points, dtype=device.dtype)
         double = network.with_tensors([t.double() for t in network.tensors()])
         wanted = ref.synthesis_ref(double, *(t.double() for t in points))
-    assert_as_accurate([rgb], [plain], [wanted], place.dtype)
+    assert_as_accurate([rgb], [plain], [wanted], device.dtype)
 
 
 def test_the_way_is_the_table_s_unless_asked_for(monkeypatch):
@@ -455,7 +455,7 @@ def test_the_way_is_the_table_s_unless_asked_for(monkeypatch):
     def way(pixels, architecture, residual=False):
         made = draw_network(torch.Generator(), batch=1, widths=(512,) * 3, residual=residual, dtype=torch.float32)
         with standing_in(Recorder(architecture)):
-            return dispatch.way(made, torch.empty(1, pixels, 2, device="meta"), None, torch.bfloat16)
+            return dispatch.method_for(made, torch.empty(1, pixels, 2, device="meta"), None, torch.bfloat16)
 
     assert way(65536, "sm_90") == "stack"
     assert way(4096, "sm_90") == "layered"  # 32 tiles for 132 processors
@@ -465,7 +465,7 @@ def test_the_way_is_the_table_s_unless_asked_for(monkeypatch):
     assert way(65536, "sm_90") == "layered"
     monkeypatch.setenv("CIPS_FAST_INFERENCE", "quick")
     with standing_in(Recorder("sm_90")), pytest.raises(ValueError, match="got 'quick', may be 'auto', 'stack'"):
-        dispatch.render(network, torch.empty(1, 4, 2, device="meta"), dtype=torch.float16)
+        dispatch.infer(network, torch.empty(1, 4, 2, device="meta"), dtype=torch.float16)
 
 
 def test_bad_arguments_are_named():
@@ -477,9 +477,9 @@ def test_bad_arguments_are_named():
             synthesis(network, *points, pixel_chunk=chunk)
     with pytest.raises(ValueError, match=r"coords: got shape \[3, 21, 2\], must be \[2\|1, P, 2\]"):
         synthesis(network, points[0].expand(3, -1, -1))
-    with pytest.raises(ValueError, match=r"at: got shape \[1, 20, 2\], must be \[1, 21, 2\]"):
+    with pytest.raises(ValueError, match=r"table_coords: got shape \[1, 20, 2\], must be \[1, 21, 2\]"):
         synthesis(network, points[0], points[1][:, 1:])
-    with pytest.raises(ValueError, match=r"at: got shape \[1, 21, 3\]"):
+    with pytest.raises(ValueError, match=r"table_coords: got shape \[1, 21, 3\]"):
         synthesis(*problem(torch.float32, dims=3)[:1], points[0].new_zeros(1, 21, 3))
     with pytest.raises(ValueError, match="inference: got 'fast', may be 'auto', 'stack', 'layered'"):
         synthesis(network, *points, inference="fast")

@@ -8,7 +8,7 @@ from functools import lru_cache
 import pytest
 import triton
 
-from cips_fast.kernels.chips import TARGETS, chip_of
+from cips_fast.kernels.chips import TARGETS, chip_of, own_kind
 from cips_fast.kernels.device import Call
 from cips_fast.kernels.report.compile import Resources, compile_call, resources
 from cips_fast.kernels.report.cost import KERNELS
@@ -100,7 +100,7 @@ def check_that_wide_operands_are_copied_16_bytes_at_a_time(call: Call, used: Res
 def multiplies_halves(call: Call) -> bool:
     """Whether the factors of a launch's products are bfloat16 or float16."""
     factors = next((call.arguments[name] for name in ("dz_ptr", "x_ptr", "w_ptr") if name in call.arguments), None)
-    return factors is not None and factors.dtype.itemsize == 2 and "PRECISION" in call.constants
+    return factors is not None and own_kind(factors.dtype) == "half" and "PRECISION" in call.constants
 
 
 def test_what_a_spill_looks_like():

@@ -1,11 +1,12 @@
-"""Pieces of work, each with a thread of its own."""
+"""Pieces of work in threads, and pixels in chunks."""
 
 import threading
 
 import pytest
 import torch
 
-from cips_fast.backends.threads import slices, spread
+from cips_fast.backends.chunks import chunks
+from cips_fast.backends.threads import spread
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +76,10 @@ def test_an_error_is_raised_and_ends_the_work():
 
 
 @pytest.mark.parametrize(
-    ("count", "step"), [(0, 128), (1, 128), (128, 128), (129, 128), (500, 128), (1000, 300), (7, 3)]
+    ("count", "size"), [(0, 128), (1, 128), (128, 128), (129, 128), (500, 128), (1000, 300), (7, 3)]
 )
-def test_slices_cover_all_and_are_neither_too_long_nor_too_short(count, step):
-    lengths = [piece.stop - piece.start for piece in slices(count, step)]
-    assert [index for piece in slices(count, step) for index in range(piece.start, piece.stop)] == list(range(count))
-    assert all(length <= step for length in lengths)
-    assert step < 128 or count < 64 or min(lengths) >= 64
+def test_chunks_cover_all_and_are_neither_too_long_nor_too_short(count, size):
+    lengths = [chunk.stop - chunk.start for chunk in chunks(count, size)]
+    assert [index for chunk in chunks(count, size) for index in range(chunk.start, chunk.stop)] == list(range(count))
+    assert all(length <= size for length in lengths)
+    assert size < 128 or count < 64 or min(lengths) >= 64

@@ -1,8 +1,11 @@
-"""Launch decisions: what a device computes natively, tiles, splits, precision."""
+"""What a device computes natively, tables of tiles, how work is split, and precision."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
+from cips_fast.backends.choice import resolve_backend
 from cips_fast.hardware import native_half
 from cips_fast.kernels import chips, tiles
 
@@ -95,3 +98,16 @@ def test_float32_products_follow_pytorch(setting, wanted):
         assert chips.precision(torch.float16, "sm_90") == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_new_dtype_is_an_entry_and_a_table(monkeypatch):
+    """The choice of the backend, the tables of tiles and the report all look there."""
+    dtype, wanted = torch.float8_e4m3fn, tiles.Tiles(256, 256, 128, 8, 4)
+    monkeypatch.setitem(chips.DTYPES, dtype, chips.Factors("fp8e4nv", "fp8"))
+    table = tiles.TABLES["sm_90"]
+    monkeypatch.setitem(tiles.TABLES, "sm_90", replace(table, products=table.products | {("fwd", "fp8"): wanted}))
+    assert tiles.gemm_tiles("fwd", (512, 512, 512), dtype, "sm_90") == wanted
+    assert tiles.gemm_tiles("fwd", (512, 512, 512), torch.bfloat16, "sm_90") != wanted
+    assert chips.factor_kind(dtype, "gfx942") == "fp8"
+    with pytest.raises(TypeError, match="takes bfloat16, float16, float32 or float8_e4m3fn"):
+        resolve_backend("triton", torch.device("cuda"), torch.int8)

@@ -1,9 +1,9 @@
 """What the operators of all backends share for autograd: saved tensors, and derivatives through the reference formulas.
 
-A backend gives first derivatives. A second derivative (`create_graph=True`) is taken through `cips_fast.reference`.
+A backend computes first derivatives. Second derivatives (`create_graph=True`) are computed through
+`cips_fast.reference`.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +16,12 @@ from .autocast import without_autocast
 
 def layer_gain(lrelu: bool) -> float:
     """Gain of the activation: √2 for lrelu, else 1."""
-    return math.sqrt(2) if lrelu else 1.0
+    return ref.LRELU_GAIN if lrelu else 1.0
 
 
 def through_reference(formula: Callable[..., Tensor], inputs: list[Tensor | None], upstream: Tensor) -> list:
-    """Gradients of a formula as differentiable expressions; None where an input has none."""
-    # Views, so that one tensor given twice counts as two inputs.
+    """Gradients of a formula as differentiable expressions; None for an input that needs no gradient."""
+    # Views, so that a tensor that is passed twice is two inputs.
     inputs = [None if t is None else t.view_as(t) for t in inputs]
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     with torch.enable_grad(), without_autocast(upstream):
@@ -30,7 +30,7 @@ def through_reference(formula: Callable[..., Tensor], inputs: list[Tensor | None
 
 
 def save_layer(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep the tensors that go into a layer's operator, y if it was activated, and what comes out beside y."""
+    """Save the inputs of a layer's operator, its outputs other than y, and y if it was activated."""
     x, weight, style, bias, ctx.demodulate, ctx.lrelu = inputs
     ctx.save_for_backward(x, weight, style, bias, output[0] if ctx.lrelu else None, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -38,7 +38,7 @@ def save_layer(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -
 
 
 def layer_through_reference(ctx: Any, dy: Tensor) -> tuple:
-    """Gradients of a layer's arguments as differentiable expressions."""
+    """Gradients of the arguments of a layer's operator as differentiable expressions."""
     activation = "lrelu" if ctx.lrelu else "linear"
 
     def formula(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,18 +50,21 @@ def layer_through_reference(ctx: Any, dy: Tensor) -> tuple:
 
 
 def save_encoding(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    """Keep what goes into an operator that encodes."""
+    """Save the inputs of an operator of the encoding."""
     *tensors, ctx.align_corners, ctx.dtype = inputs
     ctx.save_for_backward(*tensors)
 
 
 def encoding_through_reference(ctx: Any, dout: Tensor) -> tuple:
-    """Gradients of its arguments as differentiable expressions."""
+    """Gradients of the arguments of the encoding's operator as differentiable expressions."""
 
-    def formula(coords: Tensor, freq: Tensor, phase: Tensor, at: Tensor | None, table: Tensor | None) -> Tensor:
+    def formula(
+        coords: Tensor, freq: Tensor, phase: Tensor, table_coords: Tensor | None, table: Tensor | None
+    ) -> Tensor:
         waves = ref.fourier_encode_ref(coords, freq.float(), phase.float())
         if table is None:
             return waves.to(ctx.dtype)
-        return torch.cat([waves, ref.embed_coords_ref(at, table.float(), ctx.align_corners)], -1).to(ctx.dtype)
+        read = ref.embed_coords_ref(table_coords, table.float(), ctx.align_corners)
+        return torch.cat([waves, read], -1).to(ctx.dtype)
 
     return *through_reference(formula, list(ctx.saved_tensors), dout), None, None

@@ -2,46 +2,46 @@
 
 - `triton`: the kernels, for tensors on a GPU, or on any device with TRITON_INTERPRET=1, in bfloat16, float16 or
   float32.
-- `cpu`: the same maths arranged for CPU tensors.
-- `reference`: the eager specification, for any device and dtype.
-- `auto`: the first of these that serves the tensors.
+- `cpu`: the same formulas arranged for CPU tensors.
+- `reference`: the specification in eager PyTorch, for any device and dtype.
+- `auto`: the first of these that can take the tensors.
 
-A backend that is asked for by name is used, or an error says why it cannot be.
+A backend that the caller names is used, or an error says why it cannot be used.
 """
 
 import importlib.util
 import logging
 
 import torch
-from torch.autograd import forward_ad
 
 from ..checks import ArgumentError, check_choice
+from ..kernels.chips import DTYPES as TRITON_DTYPES
 from ..kernels.device import can_run_on
 from . import cpu_layer
+from .torch_private import in_transform
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
-TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 _log = logging.getLogger("cips_fast")
 _have_triton = importlib.util.find_spec("triton") is not None
-_told: set[tuple[str, str]] = set()
+_logged: set[tuple[str, str]] = set()
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that `backend` stands for, for tensors of a device and a dtype.
+    """The backend to use for tensors of a device and a dtype.
 
     Raises:
-        ValueError: an unknown backend, or one that does not serve that device.
-        TypeError: a backend that does not take that dtype.
-        ImportError: `triton` was asked for and is not installed.
-        NotImplementedError: `triton` was asked for inside a function transform.
+        ValueError: `backend` is unknown, or it does not take tensors on that device.
+        TypeError: the backend does not take that dtype.
+        ImportError: `backend` is `triton`, which is not installed.
+        NotImplementedError: `backend` is `triton`, inside a function transform.
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "auto":
-        kernels = device.type == "cuda" and _have_triton and dtype in TRITON_DTYPES and not transformed()
+        kernels = device.type == "cuda" and _have_triton and dtype in TRITON_DTYPES and not in_transform()
         chosen = "triton" if kernels else "cpu" if device.type == "cpu" else "reference"
         if not torch.compiler.is_compiling():
-            _tell_once(device.type, chosen)
+            _log_once(device.type, chosen)
         return chosen
     if backend == "cpu" and device.type != "cpu":
         raise ArgumentError("backend", f"got 'cpu' for tensors on {device}, may be 'auto' or 'reference' there")
@@ -55,8 +55,9 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
                 "before Python starts; may be 'auto', 'cpu' or 'reference'",
             )
         if dtype not in TRITON_DTYPES:
-            raise TypeError(f"dtype: got {dtype}, backend 'triton' takes bfloat16, float16 or float32")
-        if transformed():
+            *names, last = (str(each).removeprefix("torch.") for each in TRITON_DTYPES)
+            raise TypeError(f"dtype: got {dtype}, backend 'triton' takes {', '.join(names)} or {last}")
+        if in_transform():
             raise NotImplementedError(
                 "backend: got 'triton' inside torch.func's transforms or forward-mode differentiation, which its "
                 "operators do not take; may be 'auto' or 'reference'"
@@ -64,17 +65,16 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     return backend
 
 
-def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: operators would refuse, or drop the tangent."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
 def is_one_operator(backend: str, dtype: torch.dtype) -> bool:
-    """Whether the backend has fused operators; the CPU's formulas take every dtype and transform, one by one."""
-    return backend == "triton" or (backend == "cpu" and dtype in cpu_layer.DTYPES and not transformed())
+    """Whether the backend computes a layer or a network of this dtype by one fused operator.
+
+    `cpu` does so for `cpu_layer.DTYPES` outside of function transforms, in which an operator would raise an error or
+    lose the tangent. Otherwise `cpu` is made of PyTorch's operations, for every dtype and transform.
+    """
+    return backend == "triton" or (backend == "cpu" and dtype in cpu_layer.DTYPES and not in_transform())
 
 
-def _tell_once(device: str, chosen: str) -> None:
-    if (device, chosen) not in _told:
-        _told.add((device, chosen))
+def _log_once(device: str, chosen: str) -> None:
+    if (device, chosen) not in _logged:
+        _logged.add((device, chosen))
         _log.info("backend 'auto' is %r for tensors on %s", chosen, device)

@@ -1,7 +1,7 @@
-"""Layers on a CPU, as the operator of one layer (cpu_ops.py) and of a whole network (cpu_synthesis.py) take them.
+"""The arithmetic of a layer on a CPU, for the operators of one layer (cpu_ops.py) and of a network (cpu_network.py).
 
-lrelu is positively homogeneous, √2·lrelu(W'x + β) = lrelu(√2·W'x + √2·β), so the gain is folded into the small weights
-and biases instead of being a pass over the pixels.
+lrelu is positively homogeneous, √2·lrelu(W'x + β) = lrelu(√2·W'x + √2·β), so the gain is part of the small weights and
+biases instead of a pass over the pixels. kernels/mod_fc.py says why only lrelu is fused.
 
     B images   g of them at once   P pixels   n pixels of a tile   I, O channels of a layer
 """
@@ -17,19 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference as ref
+from .torch_private import linear_with_post_op, onednn_multiplies_bfloat16
 
 DTYPES = (torch.bfloat16, torch.float32)
-CALL = 1 << 28  # operations of a product from which on it is worth a call of its own
+MIN_FLOP_PER_CALL = 1 << 28  # an image with at least as many operations per product goes through a layer alone
+CACHE_ELEMENTS = (2 << 20) // 4  # float32 elements in 2 MiB, a common size of a core's second-level cache
 
 
 def mod_fc_cpu(
     x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, demodulate: bool, activation: str
 ) -> Tensor:
-    """`reference.mod_fc_ref` with the gain folded in, of PyTorch's operations, for any dtype, activation and transform.
+    """`reference.mod_fc_ref` with the gain in the weights, made of PyTorch's operations: for any dtype and transform.
 
     x [B|1, P, I] -> [B, P, O].
     """
-    gain = math.sqrt(2) if activation == "lrelu" else 1.0
+    gain = ref.LRELU_GAIN if activation == "lrelu" else 1.0
     w = ref.modulate_ref(weight * gain, style, False) if not demodulate else ref.modulate_ref(weight, style) * gain
     x = x.expand(w.shape[0], -1, -1)
     y = torch.bmm(x, w.mT) if bias is None else torch.baddbmm(bias * gain, x, w.mT)
@@ -39,10 +41,10 @@ def mod_fc_cpu(
 
 @dataclass(frozen=True)
 class Layer:
-    """Modulated weights of a layer, and its bias; the gain in both."""
+    """Modulated weights of a layer, and its bias; both include the gain."""
 
-    w: Tensor  # of the compute dtype [B, O, I]
-    bias: Tensor | None  # of the compute dtype [O]
+    w: Tensor  # in the compute dtype [B, O, I]
+    bias: Tensor | None  # in the compute dtype [O]
     scale: Tensor  # W' = scale W s, float32 [B, O]
     gain: float
 
@@ -50,7 +52,10 @@ class Layer:
 def modulated(
     weight: Tensor, style: Tensor, bias: Tensor | None, gain: float, demodulate: bool, dtype: torch.dtype
 ) -> Layer:
-    """W' = scale W s with scale = g d/√I and d = 1/sqrt(Σ_i (W s)²/I + 1e-8), or 1: the sum is a small product."""
+    """W' = scale W s with scale = g d/√I and d = 1/sqrt(Σ_i (W s)²/I + 1e-8), or d = 1 without demodulation.
+
+    The sum is a small product of squared weights and squared styles. weight [O, I], style [B, I], bias [O].
+    """
     weight, style = weight.float(), style.float()
     (O, I), B = weight.shape, style.shape[0]
     scale = style.new_full((B, O), gain / math.sqrt(I))
@@ -66,9 +71,9 @@ def modulated(
 
 
 def modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demodulate: bool) -> tuple[Tensor, Tensor]:
-    """dW [O, I] and ds [B, I] from the gradient of modulated weights, float32 [B, O, I], which is overwritten."""
+    """dW [O, I] and ds [B, I] from dw, the gradient of W', float32 [B, O, I]; dw is overwritten."""
     weight, style = weight.float(), style.float()
-    dweight, dstyle = weight.new_zeros(weight.shape), style.new_empty(style.shape)  # dense, whatever those are
+    dweight, dstyle = weight.new_zeros(weight.shape), style.new_empty(style.shape)  # dense, even if those are not
     along = torch.empty_like(layer.scale)
     for some in _images_in_cache(*dw.shape[:1], weight.numel()):
         part = dw[some]
@@ -85,43 +90,42 @@ def modulated_bwd(dw: Tensor, weight: Tensor, style: Tensor, layer: Layer, demod
     return dweight, dstyle
 
 
-def images_at_once(batch: int, operations: int) -> list[slice]:
-    """Images that go through together: each for itself where its product of so many operations is worth a call."""
-    if operations >= CALL:
+def images_at_once(batch: int, flop: int) -> list[slice]:
+    """Groups of images that go through a layer together: single images if the product of one has enough operations."""
+    if flop >= MIN_FLOP_PER_CALL:
         return [slice(image, image + 1) for image in range(batch)]
     return [slice(0, batch)] if batch else []
 
 
 def apply_layer(x: Tensor, w: Tensor, bias: Tensor | None, lrelu: bool = True) -> Tensor:
-    """x Wᵀ + β, or the lrelu of it: x [g, n, I], w [g, O, I]; for one image in one call where PyTorch has oneDNN."""
+    """x Wᵀ + β, or lrelu(x Wᵀ + β): x [g, n, I], w [g, O, I]. A single image is one oneDNN call, if there is oneDNN."""
     if len(w) == 1 and _has_post_op(x.dtype):
-        post_op = ("leaky_relu", [ref.LRELU_SLOPE]) if lrelu else ("none", [])
-        return torch.ops.mkldnn._linear_pointwise.default(x, w[0], bias, *post_op, "")
+        return linear_with_post_op(x, w[0], bias, ref.LRELU_SLOPE if lrelu else None)
     y = torch.bmm(x, w.mT) if bias is None else torch.baddbmm(bias, x, w.mT)
     return F.leaky_relu_(y, ref.LRELU_SLOPE) if lrelu else y
 
 
 @lru_cache
 def _has_post_op(dtype: torch.dtype) -> bool:
-    """Whether PyTorch has a oneDNN that serves this dtype on this processor, and computes every row of float32 alike.
+    """Whether PyTorch's oneDNN takes this dtype on this processor, and sums every row of a float32 product alike.
 
-    The oneDNN 3.10 in PyTorch 2.11 sums the last rows of a product in another order than the rows before, so the last
-    bits of a pixel would depend on the pixels that are drawn with it. oneDNN 3.12 does not do that.
+    The oneDNN 3.10 in PyTorch 2.11 sums the last rows of a product in another order than the other rows, so the last
+    bits of a pixel would depend on the pixels that are computed with it. oneDNN 3.12 does not do that.
     """
     if not torch.backends.mkldnn.is_available():
         return False
     if dtype != torch.float32:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return onednn_multiplies_bfloat16()
     version = re.search(r"(?:MKL-DNN|oneDNN) v(\d+)\.(\d+)", torch.__config__.show())
     return version is None or (int(version[1]), int(version[2])) >= (3, 12)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """[g, N, K] by [g, K, M]; a single one goes to the plain product, which large ones are faster by."""
+    """[g, N, K] by [g, K, M]. For g = 1 it uses `mm`, which is faster than `bmm` for large matrices."""
     return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 
 def _images_in_cache(count: int, elements: int) -> Iterator[slice]:
-    """Images of so many float32 elements each, as many at a time as 2 MiB hold."""
-    step = max(1, (1 << 19) // elements)
-    return (slice(start, start + step) for start in range(0, count, step))
+    """Groups of `count` images of `elements` float32 elements each; the images of a group fit in cache together."""
+    group = max(1, CACHE_ELEMENTS // elements)
+    return (slice(start, start + group) for start in range(0, count, group))

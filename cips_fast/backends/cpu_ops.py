@@ -2,11 +2,13 @@
 
     y = act(x W'ᵀ + β)    dz = dy act'(y)    dx = dz W'    dW' = dzᵀ x    dβ = Σ dz, all with the gain in W' and β
 
-Forward that is one oneDNN call, for one image or where it pays for each, or a batched product and a pass; backward one
-pass and two products. Nothing is computed anew: the forward pass hands on W', and lrelu's derivative is read off y.
-Images that share x are one image with B·O outputs to the backward products, which so sum over images in float32.
+The forward pass is one oneDNN call per image, or a batched product and a pass; the backward pass is one pass and two
+products. Nothing is recomputed: the forward pass saves W', and the sign of y gives the derivative of lrelu. If all
+images share x, the backward products treat them as one image with B·O outputs, and so sum over images in float32.
 
-Registered with torch.library, and differentiated twice through the reference formulas, as triton_ops.py is.
+The operators are registered with torch.library, and second derivatives are computed through the reference formulas, as
+in triton_ops.py. Programs that `torch.export` saved refer to the operators' names and to the names of their arguments.
+Therefore the operators keep the argument name `at` for what the rest of the package calls `table_coords`.
 """
 
 from typing import Any
@@ -18,18 +20,18 @@ from torch.library import custom_op
 from .. import reference as ref
 from .autocast import without_autocast
 from .autograd import encoding_through_reference, layer_gain, layer_through_reference, save_encoding, save_layer
-from .cpu_encoding import add_to_table, encode_into, phases, places_bwd
+from .cpu_encoding import add_to_table, encode_into, phases, table_coords_bwd
 from .cpu_layer import Layer, apply_layer, images_at_once, modulated, modulated_bwd, product
 from .threads import spread
 
-ROWS = 4096  # points that a thread encodes at a time
+POINTS_PER_PIECE = 4096  # points that a thread encodes at a time
 
 
 @custom_op("cips_fast::mod_fc_cpu", mutates_args=())
 def mod_fc(
     x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, demodulate: bool, lrelu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [B, P, O] and W' [B, O, I] of x's dtype, and W's scale, float32 [B, O]: x [B|1, P, I]."""
+    """y [B, P, O] and W' [B, O, I] in x's dtype, and the scale in W', float32 [B, O]: x [B|1, P, I]."""
     with without_autocast(x):
         layer = modulated(weight, style, bias, layer_gain(lrelu), demodulate, x.dtype)
         return _apply(x, layer, lrelu), layer.w, layer.scale
@@ -37,7 +39,7 @@ def mod_fc(
 
 def _apply(x: Tensor, layer: Layer, lrelu: bool) -> Tensor:
     (B, O, I), P = layer.w.shape, x.shape[1]
-    # What a call gives is then copied to its place: in float32 that takes longer than the batch's pass.
+    # A call per image needs a copy of its result; in float32 the copy costs more than a batched product and a pass.
     images = images_at_once(B, 2 * P * O * I) if lrelu and x.dtype == torch.bfloat16 else [slice(B)]
     if len(images) <= 1:
         return apply_layer(x.expand(B, -1, -1), layer.w, layer.bias, lrelu)
@@ -48,9 +50,7 @@ def _apply(x: Tensor, layer: Layer, lrelu: bool) -> Tensor:
 
 
 @mod_fc.register_fake
-def _(
-    x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, demodulate: bool, lrelu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, style: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     (O, I), B = weight.shape, style.shape[0]
     return x.new_empty(B, x.shape[1], O), x.new_empty(B, O, I), x.new_empty(B, O, dtype=torch.float32)
 
@@ -70,24 +70,25 @@ def mod_fc_bwd(
     want_w: bool,
     want_bias: bool,
 ) -> list[Tensor]:
-    """Of the gradients of x, of weight and style, and of the bias, those that are wanted: y [B, P, O] of an lrelu."""
-    gradients, gain, shared = [], layer_gain(y is not None), len(x) != len(w)
+    """The wanted ones of the gradients of x, of weight and style, and of bias. y [B, P, O] is given for an lrelu."""
+    gain, shared = layer_gain(y is not None), len(x) != len(w)
+    gradients = []
     with without_autocast(dy):
         dz = _before_activation(dy, y, shared)
         if want_x:
             gradients.append(product(dz, w.flatten(0, 1)[None] if shared else w))
         if want_w:
-            dw, layer = product(dz.mT, x).view(w.shape).float(), Layer(w, None, scale, gain)
-            dweight, dstyle = modulated_bwd(dw, weight, style, layer, demodulate)
+            dw = product(dz.mT, x).view(w.shape).float()
+            dweight, dstyle = modulated_bwd(dw, weight, style, Layer(w, None, scale, gain), demodulate)
             gradients += [dweight.to(weight.dtype), dstyle.to(style.dtype)]
         if want_bias:
-            sums = dz.view(-1, len(bias)).sum(0)  # of all images, shared x or not
+            sums = dz.view(-1, len(bias)).sum(0)  # over pixels and images, also if the images share x
             gradients.append((sums.float() * gain).to(bias.dtype))
     return gradients
 
 
 def _before_activation(dy: Tensor, y: Tensor | None, shared: bool) -> Tensor:
-    """dz [B, P, O], or where images share x [1, P, B·O]."""
+    """dz [B, P, O], or [1, P, B·O] if all images share x."""
     if shared:
         dy, y = dy.transpose(0, 1), None if y is None else y.transpose(0, 1)  # [P, B, O]
     if y is None:
@@ -113,8 +114,8 @@ def _(
     want_w: bool,
     want_bias: bool,
 ) -> list[Tensor]:
-    wanted = [x] * want_x + [weight, style] * want_w + [bias] * want_bias
-    return [t.new_empty(t.shape) for t in wanted]
+    groups = ((want_x, (x,)), (want_w, (weight, style)), (want_bias, (bias,)))
+    return [t.new_empty(t.shape) for want, tensors in groups if want for t in tensors]
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
@@ -145,14 +146,15 @@ def fourier(
     align_corners: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Waves [N, C], or waves and the table's read [N, 2C]: coords and at float32 [N, D|2], table [H, W, C]."""
+    """Waves [N, C], or waves and the read of the table [N, 2C]: coords and at float32 [N, D|2], table [H, W, C]."""
     out = coords.new_empty(len(coords), freq.shape[0] * (1 if table is None else 2), dtype=dtype)
 
     def encode(rows: slice) -> None:
         encode_into(out[rows], coords[rows], freq, phase, None if at is None else at[rows], table, align_corners)
 
     with without_autocast(coords):
-        for _ in spread(encode, [slice(start, start + ROWS) for start in range(0, len(coords), ROWS)]):
+        starts = range(0, len(coords), POINTS_PER_PIECE)
+        for _ in spread(encode, [slice(start, start + POINTS_PER_PIECE) for start in starts]):
             pass
     return out
 
@@ -181,11 +183,12 @@ def fourier_bwd(
     align_corners: bool,
     want_coords: bool,
     want_waves: bool,
-    want_at: bool,
+    want_table_coords: bool,
     want_table: bool,
 ) -> list[Tensor]:
-    """Of the gradients of coords, of freq and phase, of at and of table, those that are wanted, float32."""
-    C, gradients = freq.shape[0], []
+    """The wanted ones of the gradients of coords, of freq and phase, of at and of table, float32."""
+    C = freq.shape[0]
+    gradients = []
     with without_autocast(coords):
         if want_coords or want_waves:
             dphases = phases(coords, freq, phase).cos_().mul_(dout[:, :C])
@@ -194,8 +197,8 @@ def fourier_bwd(
         if want_waves:
             gradients += [dphases.mT @ coords, dphases.sum(0)]
         dread = dout[:, C:].float()
-        if want_at:
-            gradients.append(places_bwd(dread, table, at, align_corners))
+        if want_table_coords:
+            gradients.append(table_coords_bwd(dread, table, at, align_corners))
         if want_table:
             gradients.append(dread.new_zeros(table.shape))
             add_to_table(gradients[-1], dread, at, align_corners)
@@ -213,21 +216,26 @@ def _(
     align_corners: bool,
     want_coords: bool,
     want_waves: bool,
-    want_at: bool,
+    want_table_coords: bool,
     want_table: bool,
 ) -> list[Tensor]:
-    wanted = [coords] * want_coords + [freq, phase] * want_waves + [at] * want_at + [table] * want_table
-    return [coords.new_empty(t.shape) for t in wanted]
+    groups = (
+        (want_coords, (coords,)),
+        (want_waves, (freq, phase)),
+        (want_table_coords, (at,)),
+        (want_table, (table,)),
+    )
+    return [coords.new_empty(t.shape) for want, tensors in groups if want for t in tensors]
 
 
 def _differentiate_fourier(ctx: Any, dout: Tensor) -> tuple:
     if torch.is_grad_enabled():
         return encoding_through_reference(ctx, dout)
     inputs = ctx.saved_tensors
-    want_coords, want_freq, want_phase, want_at, want_table = ctx.needs_input_grad[:5]
-    wanted = (want_coords, want_freq or want_phase, want_at, want_table)
+    want_coords, want_freq, want_phase, want_table_coords, want_table = ctx.needs_input_grad[:5]
+    wanted = (want_coords, want_freq or want_phase, want_table_coords, want_table)
     gradients = iter(fourier_bwd(dout, *inputs, ctx.align_corners, *wanted))
-    asked = (wanted[0], wanted[1], *wanted[1:])  # of freq and phase both or none
+    asked = (wanted[0], wanted[1], *wanted[1:])  # the gradients of freq and phase are returned both or not at all
     return *(next(gradients).to(t.dtype) if want else None for t, want in zip(inputs, asked, strict=True)), None, None
 
 

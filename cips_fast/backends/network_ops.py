@@ -1,10 +1,15 @@
-"""A whole network as PyTorch operators: `render` for inference, `synthesis` with its backward pass for training.
+"""A whole network as PyTorch operators: `infer` without gradients, and `synthesis` with its backward pass.
 
-`backend` is `triton`, the kernels, or `cpu`, cpu_network.py. As in triton_ops.py: registered with torch.library, first
-derivatives by these, second ones through the reference formulas. `tensors` are those of a `Network` of so many layers,
-in its order. Triton is imported when an operator first runs it.
+`backend` is `triton` (triton_network.py) or `cpu` (cpu_network.py). `tensors` are those of a `Network` of `layers`
+layers, in the order of `Network.tensors`. As in triton_ops.py, the operators are registered with torch.library, they
+compute first derivatives, and second derivatives are computed through the reference formulas.
+
+Programs that `torch.export` saved refer to the operators' names and to the names of their arguments. Therefore `infer`
+is registered as `cips_fast::render`, and the argument `at` keeps its name; the rest of the package calls it
+`table_coords`.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,8 +23,17 @@ from .autocast import without_autocast
 from .autograd import through_reference
 
 
+def _implementation(backend: str) -> ModuleType:
+    """The module with the functions `infer`, `forward`, `saved_like` and `backward` of a backend."""
+    if backend == "cpu":
+        return cpu_network
+    from . import triton_network  # here, because it imports Triton
+
+    return triton_network
+
+
 @custom_op("cips_fast::render", mutates_args=())
-def render(
+def infer(
     coords: Tensor,
     at: Tensor,
     tensors: list[Tensor],
@@ -30,19 +44,18 @@ def render(
     backend: str,
     inference: str,
 ) -> Tensor:
-    """Colours, float32 [B, P, 3]: coords and at float32 [B|1, P, D|2], `inference` as in `planner.render`."""
+    """Colours, float32 [B, P, 3]: coords and at float32 [B|1, P, D|2], `inference` as in `kernels.dispatch.infer`."""
     network = _dense_network(tensors, layers, residual, align_corners)
-    if backend == "cpu":
-        with without_autocast(coords):
-            return cpu_network.render(network, coords, at, dtype)
-    from ..kernels import dispatch
-
-    return dispatch.render(network, coords, at, dtype=dtype, inference=inference)
+    with without_autocast(coords):
+        return _implementation(backend).infer(network, coords, at, dtype, inference)
 
 
-@render.register_fake
-def _(coords: Tensor, at: Tensor, tensors: list[Tensor], layers: int, *_: Any) -> Tensor:
-    return coords.new_empty(_batch(tensors, layers), coords.shape[1], 3, dtype=torch.float32)
+@infer.register_fake
+def _(
+    coords: Tensor, at: Tensor, tensors: list[Tensor], layers: int, residual: bool, align_corners: bool, *_: Any
+) -> Tensor:
+    network = Network.from_tensors(tensors, layers, residual, align_corners)
+    return coords.new_empty(network.batch, coords.shape[1], 3, dtype=torch.float32)
 
 
 @custom_op("cips_fast::synthesis", mutates_args=())
@@ -57,20 +70,10 @@ def synthesis(
     backend: str,
     pixel_chunk: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Colours, float32 [B, P, 3], and what the backward pass needs, activations too unless `pixel_chunk` > 0."""
+    """Colours, float32 [B, P, 3], and what the backward pass needs, with activations unless `pixel_chunk` > 0."""
     network = _dense_network(tensors, layers, residual, align_corners)
-    if backend == "cpu":
-        with without_autocast(coords):
-            return cpu_network.forward(network, coords, at, dtype, pixel_chunk)
-    from ..kernels import layered
-
-    points, weights = layered.Points.of(coords, at), layered.modulate(network, dtype)
-    rgb = coords.new_empty(network.batch, coords.shape[1], 3, dtype=torch.float32)
-    if pixel_chunk:
-        layered.forward_in_chunks(network, weights, points, rgb)
-        return rgb, weights.tensors()
-    activations = layered.forward(network, weights, layered.encode(network, points, dtype), rgb)
-    return rgb, [*weights.tensors(), *activations.tensors()]
+    with without_autocast(coords):
+        return _implementation(backend).forward(network, coords, at, dtype, pixel_chunk)
 
 
 @synthesis.register_fake
@@ -86,21 +89,8 @@ def _(
     pixel_chunk: int,
 ) -> tuple[Tensor, list[Tensor]]:
     network = Network.from_tensors(tensors, layers, residual, align_corners)
-    B, P = network.batch, coords.shape[1]
-    rgb = coords.new_empty(B, P, 3, dtype=torch.float32)
-    if backend == "cpu":
-        return rgb, cpu_network.saved_like(network, coords, dtype, pixel_chunk)
-    from ..kernels import layered
-
-    saved = []
-    for weights in (network.weights, network.tap_weights):
-        saved += [coords.new_empty(B, *weight.shape, dtype=dtype) for weight in weights]
-        saved += [coords.new_empty(B, weight.shape[0], dtype=torch.float32) for weight in weights]
-    saved += [coords.new_empty(B, *weight.shape, dtype=dtype) for weight in network.shortcuts]
-    if not pixel_chunk:
-        x0 = coords.new_empty(coords.shape[0], P, 2 * network.freq.shape[0], dtype=dtype)
-        saved += layered.Activations.empty(network, x0).tensors()
-    return rgb, saved
+    rgb = coords.new_empty(network.batch, coords.shape[1], 3, dtype=torch.float32)
+    return rgb, _implementation(backend).saved_like(network, coords, dtype, pixel_chunk)
 
 
 @custom_op("cips_fast::synthesis_bwd", mutates_args=())
@@ -118,30 +108,19 @@ def synthesis_bwd(
     pixel_chunk: int,
     want_coords: bool,
 ) -> list[Tensor]:
-    """Gradients of `tensors`, and those of `coords` and `at` if wanted."""
+    """Gradients of `tensors` and, if wanted, of `coords` and `at`."""
     network = _dense_network(tensors, layers, residual, align_corners)
-    if backend == "cpu":
-        with without_autocast(coords):
-            of_network, of_points = cpu_network.backward(
-                network, drgb, coords, at, saved, dtype, pixel_chunk, want_points=want_coords
-            )
-        return [*of_network.tensors(), *(of_points or ())]
-    from ..kernels import layered
-
-    weights, kept = layered.Weights.from_tensors(saved, network)
-    points = layered.Points.of(coords, at)
-    gradients = layered.Gradients(network, weights, points, want_coords=want_coords)
-    if kept:
-        gradients.add(0, coords.shape[1], layered.Activations.from_tensors(kept, network), drgb)
-    else:
-        gradients.recompute(pixel_chunk, drgb, dtype)
-    of_points = [gradients.coords, gradients.at] if want_coords else []
-    return [*gradients.of_network(drgb).tensors(), *of_points]
+    with without_autocast(coords):
+        of_network, of_points = _implementation(backend).backward(
+            network, drgb, coords, at, saved, dtype, pixel_chunk, want_points=want_coords
+        )
+    return [*of_network.tensors(), *(of_points or ())]
 
 
 @synthesis_bwd.register_fake
 def _(drgb: Tensor, coords: Tensor, at: Tensor, tensors: list[Tensor], *rest: Any) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (*tensors, *((coords, at) if rest[-1] else ()))]
+    want_coords = rest[-1]
+    return [t.new_empty(t.shape) for t in (*tensors, *((coords, at) if want_coords else ()))]
 
 
 def _save_synthesis(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]]) -> None:
@@ -160,25 +139,21 @@ def _differentiate_synthesis(ctx: Any, drgb: Tensor | None, _: Any) -> tuple:
     layers, residual, align_corners, dtype, *_ = ctx.options
     if torch.is_grad_enabled():
 
-        def formula(coords: Tensor, at: Tensor, *tensors: Tensor) -> Tensor:
+        def formula(coords: Tensor, table_coords: Tensor, *tensors: Tensor) -> Tensor:
             network = Network.from_tensors(tensors, layers, residual, align_corners)
-            return ref.synthesis_ref(network, coords, at, dtype=dtype).to(drgb.dtype)
+            return ref.synthesis_ref(network, coords, table_coords, dtype=dtype).to(drgb.dtype)
 
-        dcoords, dat, *gradients = through_reference(formula, [coords, at, *tensors], drgb)
+        dcoords, dtable_coords, *gradients = through_reference(formula, [coords, at, *tensors], drgb)
     else:
         want_coords = any(ctx.needs_input_grad[:2])
         gradients = synthesis_bwd(drgb, coords, at, tensors, saved, *ctx.options, want_coords)
-        dcoords, dat = gradients[ctx.count :] if want_coords else (None, None)
-    return dcoords, dat, list(gradients[: ctx.count]), *[None] * len(ctx.options)
+        dcoords, dtable_coords = gradients[ctx.count :] if want_coords else (None, None)
+    return dcoords, dtable_coords, list(gradients[: ctx.count]), *[None] * len(ctx.options)
 
 
 synthesis.register_autograd(_differentiate_synthesis, setup_context=_save_synthesis)
 
 
 def _dense_network(tensors: list[Tensor], layers: int, residual: bool, align_corners: bool) -> Network:
-    """The network as kernels take it."""
+    """The network with contiguous tensors, as the backends take it."""
     return Network.from_tensors([t.contiguous() for t in tensors], layers, residual, align_corners)
-
-
-def _batch(tensors: list[Tensor], layers: int) -> int:
-    return tensors[3 + 2 * layers].shape[0]  # the first style's

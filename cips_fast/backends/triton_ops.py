@@ -1,10 +1,13 @@
-"""The Triton kernels as PyTorch operators: what they return, how they are differentiated, what a compiler may assume.
+"""The kernels of single layers and of the encoding as PyTorch operators: results, derivatives, and shapes of results.
 
-Every operator is registered with torch.library, so torch.compile and torch.export take a model that uses it as it is.
-Kernels give first derivatives. A second derivative (`create_graph=True`) is taken through the reference formulas, which
-can be differentiated any number of times.
+Every operator is registered with torch.library, so that torch.compile and torch.export accept a model that uses it.
+Kernels compute first derivatives. Second derivatives (`create_graph=True`) are computed through the reference formulas,
+which can be differentiated any number of times.
 
-Triton is imported when an operator first runs.
+Each operator has a function that runs, a function that only gives the shapes of the results (`register_fake`) and, if
+it can be differentiated, its derivative. Triton is imported when an operator first runs. Programs that `torch.export`
+saved refer to the operators' names and to the names of their arguments. Therefore the operators keep the argument name
+`at` for what the rest of the package calls `table_coords`.
 """
 
 from typing import Any
@@ -29,7 +32,7 @@ from .autograd import (
 
 @custom_op("cips_fast::modulate", mutates_args=())
 def modulate(weight: Tensor, style: Tensor, demodulate: bool) -> tuple[Tensor, Tensor]:
-    """W' [B, O, I] of the weight's dtype, and d, float32 [B, O]."""
+    """W' [B, O, I] in the weight's dtype, and d, float32 [B, O]."""
     from ..kernels.modulate import modulate_fwd
 
     return modulate_fwd(weight, style, demodulate=demodulate, gain=1.0, dtype=weight.dtype)
@@ -84,7 +87,7 @@ modulate.register_autograd(_differentiate_modulate, setup_context=_save_modulate
 def mod_fc(
     x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, demodulate: bool, lrelu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [B, P, O] and W' [B, O, I] of x's dtype, and d, float32 [B, O]."""
+    """y [B, P, O] and W' [B, O, I] in x's dtype, and d, float32 [B, O]."""
     from ..kernels.mod_fc import mod_fc_fwd
     from ..kernels.modulate import modulate_fwd
 
@@ -94,9 +97,7 @@ def mod_fc(
 
 
 @mod_fc.register_fake
-def _(
-    x: Tensor, weight: Tensor, style: Tensor, bias: Tensor | None, demodulate: bool, lrelu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, style: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     (O, I), B = weight.shape, style.shape[0]
     return x.new_empty(B, x.shape[1], O), x.new_empty(B, O, I), x.new_empty(B, O, dtype=torch.float32)
 
@@ -116,7 +117,7 @@ def _(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 @custom_op("cips_fast::mod_fc_dgrad", mutates_args=())
 def mod_fc_dgrad(dz: Tensor, w: Tensor, shared: bool) -> Tensor:
-    """Gradient of x, [B, P, I], or [1, P, I] where the batch shared it."""
+    """Gradient of x, [B, P, I], or [1, P, I] if all images shared it."""
     from ..kernels import mod_fc_bwd as kernels
 
     return kernels.mod_fc_dgrad(dz, w, shared=shared)[0]
@@ -140,9 +141,7 @@ def mod_fc_wgrad(
 
 
 @mod_fc_wgrad.register_fake
-def _(
-    dz: Tensor, x: Tensor, weight: Tensor, style: Tensor, d: Tensor, demodulate: bool, lrelu: bool
-) -> tuple[Tensor, Tensor]:
+def _(dz: Tensor, x: Tensor, weight: Tensor, style: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return weight.new_empty(weight.shape), style.new_empty(style.shape)
 
 
@@ -170,23 +169,21 @@ def _differentiate_mod_fc(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
 mod_fc.register_autograd(_differentiate_mod_fc, setup_context=save_layer)
 
 
-# A layer with a style a pixel
+# A layer with pixel styles
 
 
 @custom_op("cips_fast::mixed_fc", mutates_args=())
 def mixed_fc(
     x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor | None, mix: Tensor, demodulate: bool, lrelu: bool
 ) -> Tensor:
-    """y [B, P, O] of x's dtype; it has no derivative. See `mixing.mixed_fc`."""
+    """y [B, P, O] in x's dtype; it has no derivative. See `pixel_styles.mixed_fc`."""
     from ..kernels.mod_fc_mixed import mod_fc_mixed
 
     return mod_fc_mixed(x, weight, styles, bias, mix, demodulate=demodulate, lrelu=lrelu, gain=layer_gain(lrelu))
 
 
 @mixed_fc.register_fake
-def _(
-    x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor | None, mix: Tensor, demodulate: bool, lrelu: bool
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor | None, mix: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*mix.shape[:2], weight.shape[0])
 
 
@@ -203,7 +200,7 @@ def fourier(
     align_corners: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Waves [N, C], or waves and the table's read [N, 2C]: coords and at float32 [N, D|2], table [H, W, C]."""
+    """Waves [N, C], or waves and the read of the table [N, 2C]: coords and at float32 [N, D|2], table [H, W, C]."""
     from ..kernels.fourier import fourier_fwd
 
     dense = [None if t is None else t.contiguous() for t in (coords, freq, phase, at, table)]
@@ -263,14 +260,15 @@ def _(dread: Tensor, at: Tensor, table: Tensor, align_corners: bool) -> Tensor:
 
 
 @custom_op("cips_fast::embedding_bwd_at", mutates_args=())
-def embedding_bwd_at(dread: Tensor, at: Tensor, table: Tensor, align_corners: bool) -> Tensor:
+def embedding_bwd_coords(dread: Tensor, at: Tensor, table: Tensor, align_corners: bool) -> Tensor:
     """Gradient of the points where the table was read, float32 [N, 2]."""
     from ..kernels import embedding as kernels
 
-    return kernels.embedding_bwd_at(dense_rows(dread), at.contiguous(), table.contiguous(), align_corners=align_corners)
+    points, table = at.contiguous(), table.contiguous()
+    return kernels.embedding_bwd_coords(dense_rows(dread), points, table, align_corners=align_corners)
 
 
-@embedding_bwd_at.register_fake
+@embedding_bwd_coords.register_fake
 def _(dread: Tensor, at: Tensor, table: Tensor, align_corners: bool) -> Tensor:
     return at.new_empty(at.shape)
 
@@ -279,19 +277,19 @@ def _differentiate_fourier(ctx: Any, dout: Tensor) -> tuple:
     if torch.is_grad_enabled():
         return encoding_through_reference(ctx, dout)
     coords, freq, phase, at, table = ctx.saved_tensors
-    needs_coords, needs_freq, needs_phase, needs_at, needs_table = ctx.needs_input_grad[:5]
+    needs_coords, needs_freq, needs_phase, needs_table_coords, needs_table = ctx.needs_input_grad[:5]
     dwaves, dread = dout[:, : freq.shape[0]], dout[:, freq.shape[0] :]
-    dcoords = dfreq = dphase = dat = dtable = None
+    dcoords = dfreq = dphase = dtable_coords = dtable = None
     if needs_coords:
         dcoords = fourier_bwd_coords(dwaves, coords, freq, phase)
     if needs_freq or needs_phase:
         dfreq, dphase = fourier_bwd_freq(dwaves, coords, freq, phase)
         dfreq, dphase = dfreq.to(freq.dtype), dphase.to(phase.dtype)
-    if needs_at:
-        dat = embedding_bwd_at(dread, at, table, ctx.align_corners)
+    if needs_table_coords:
+        dtable_coords = embedding_bwd_coords(dread, at, table, ctx.align_corners)
     if needs_table:
         dtable = embedding_bwd_table(dread, at, table, ctx.align_corners).to(table.dtype)
-    return dcoords, dfreq, dphase, dat, dtable, None, None
+    return dcoords, dfreq, dphase, dtable_coords, dtable, None, None
 
 
 fourier.register_autograd(_differentiate_fourier, setup_context=save_encoding)

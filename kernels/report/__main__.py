@@ -1,31 +1,32 @@
-"""What every kernel takes and could take, from its compiled code and the data sheets, without a GPU.
+"""What every kernel uses and the least time for its work, from compiled code and data sheets. Needs no GPU.
 
     python -m cips_fast.kernels.report [--target sm_90 ...] [--kernel NAME] [--json]
 
-Compiled are all launches of one image at 256², and what an image costs in all is counted. Nothing is run, so nothing is
-said of time but what it cannot be less than.
+The command counts the launches, operations and bytes of one image, then compiles every kernel that one image at 256²
+launches. It runs no kernel, so it reports only lower bounds on time.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from ..chips import DATA_SHEETS, TARGETS
-from .per_image import SIZES, WAYS, Total, total
+from .per_image import PASSES, SIZES, Total, total
 from .per_kernel import KernelReport, chips_of, kernel_reports
-from .printing import print_kernels, print_totals
+from .printing import Parser, print_kernels, print_legend, print_totals
 
 
 def image_totals(targets: Sequence[str]) -> list[Total]:
-    """What one image costs, by all ways of computing it, on the chips of these architectures."""
+    """The totals of one image on the chips of these architectures, for every pass in `per_image.PASSES`."""
     return [
-        total(way, direction, size, chip) for size in SIZES for way, direction in WAYS for chip in chips_of(targets)
+        total(way, direction, size, chip) for size in SIZES for way, direction in PASSES for chip in chips_of(targets)
     ]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m cips_fast.kernels.report", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m cips_fast.kernels.report", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--target",
         nargs="+",
@@ -48,10 +49,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the report."""
     options = _parse(arguments)
+    totals = [] if options.kernel else image_totals(options.target)
+    if not options.json:
+        print_totals(totals)
     kernels = kernel_reports(options.target, options.kernel)
     if not kernels:
-        raise SystemExit(f"--kernel: no kernel's name contains {options.kernel!r}")
-    totals = [] if options.kernel else image_totals(options.target)
+        print(f"error: --kernel: got {options.kernel!r}, must be part of a kernel's name", file=sys.stderr)
+        sys.exit(2)
     if options.json:
         everything = {
             "chips": [asdict(chip) for chip in chips_of(options.target)],
@@ -60,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         print(json.dumps(everything, indent=1, ensure_ascii=False))
         return
+    print_legend()
     for target in options.target:
         print_kernels(target, [report for report in kernels if report.target == target])
-    print_totals(totals)
 
 
 def _plain(report: KernelReport) -> dict:
-    """A report with names in the place of tuples."""
+    """A report as a dictionary, also where it has named tuples."""
     floors = {chip: floor and floor._asdict() for chip, floor in report.floors.items()}
     return asdict(report) | {"occupancy": report.occupancy and report.occupancy._asdict(), "floors": floors}
 

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation for a named architecture, without a GPU, and what the result takes on it."""
+"""Ahead-of-time compilation of a launch for a named architecture, without a GPU, and the resources of the result."""
 
 import re
 import subprocess
@@ -15,13 +15,13 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from ..chips import DTYPES
 from ..device import Argument, Call
 from .disassembly import multiplying_loop, opcodes
 
+# Triton's names of pointers.
 POINTERS = {
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.float32: "*fp32",
+    **{dtype: f"*{factors.name}" for dtype, factors in DTYPES.items()},
     torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
@@ -30,15 +30,15 @@ POINTERS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What Triton compiles a launch to: its argument types and the values that become part of the code."""
+    """What Triton compiles a launch from: the types of its arguments, and the values that become part of the code."""
 
     signature: dict[str, str]
     constants: dict[str, Any]
     aligned: tuple[str, ...]  # arguments known to be multiples of 16
-    small: tuple[str, ...]  # tensors of less than 2 GiB, which AMD's buffer instructions reach
+    small: tuple[str, ...]  # tensors of less than 2 GiB, for which AMD's buffer instructions suffice
 
     def attributes(self, backend: str) -> dict[tuple[int], list[list[object]]]:
-        """By the place of an argument, what Triton's `cuda` or `hip` backend is told about it."""
+        """By the index of an argument, what Triton's `cuda` or `hip` backend may assume about it."""
         names = list(self.signature)
         known: dict[tuple[int], list[list[object]]] = {}
         for name in self.aligned:
@@ -48,24 +48,24 @@ class Recipe:
         return known
 
     def run_time(self, arguments: Mapping[str, Argument]) -> list[Argument]:
-        """The arguments that the compiled kernel still takes, in order."""
+        """The arguments that the compiled kernel takes at run time, in order."""
         return [arguments[name] for name, kind in self.signature.items() if kind != "constexpr"]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes."""
+    """The resources that a compiled kernel uses, and its instructions."""
 
-    registers: int  # a thread
-    stack: int  # bytes a thread, spills included
-    shared: int  # bytes a program
-    tensor_memory: int  # columns a program, sm_100
-    instructions: Counter  # by opcode with its modifiers, of kernels that multiply matrices
-    loop: Counter  # those of the innermost loop that multiplies
+    registers: int  # per thread
+    stack: int  # bytes per thread, spills included
+    shared: int  # bytes per program
+    tensor_memory: int  # columns per program, sm_100
+    instructions: Counter  # by opcode with its modifiers; empty for kernels that do not multiply matrices
+    loop: Counter  # the instructions of the innermost loop that multiplies
 
 
 def recipe(call: Call) -> Recipe:
-    """Types and constants of a launch, specialised as Triton's runtime does: on 1 and on multiples of 16."""
+    """The recipe of a launch, specialised for arguments that are 1 or multiples of 16, as Triton's runtime does it."""
     signature, constants, aligned, small = {}, dict(call.constants), [], []
     for parameter in call.kernel.params:
         name, specialised = parameter.name, not parameter.do_not_specialize
@@ -77,7 +77,7 @@ def recipe(call: Call) -> Recipe:
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = POINTERS[value.dtype]
-            # A tensor without memory, on the meta device, counts as aligned like every fresh one.
+            # A tensor on the meta device has no address; it counts as aligned, as new tensors are.
             if value.storage_offset() * value.element_size() % 16 == 0:
                 aligned.append(name)
             if value.untyped_storage().nbytes() < 2**31:
@@ -95,7 +95,7 @@ def target(architecture: str) -> GPUTarget:
     """Triton's name for an architecture: `sm_90`, `gfx942`."""
     if architecture.startswith("sm_"):
         return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    # AMD's compute chips have waves of 64 lanes, its graphics chips from gfx10 on of 32.
+    # Waves have 64 lanes on AMD's compute chips, and 32 on its graphics chips from gfx10 on.
     return GPUTarget("hip", architecture, 64 if architecture.startswith("gfx9") else 32)
 
 
@@ -103,17 +103,17 @@ def compile_call(call: Call, architecture: str) -> CompiledKernel:
     """The kernel of a launch, compiled for an architecture.
 
     Args:
-        call: a launch; its tensors may lie on the meta device.
+        call: a launch; its tensors may be on the meta device.
         architecture: `sm_80` and later, or `gfx90a`, `gfx942`, `gfx1100`.
 
     Returns:
         Triton's compiled kernel: `asm["ptx"]`, `asm["cubin"]` or `asm["amdgcn"]`, and `metadata`.
 
     Raises:
-        RuntimeError: Triton was imported with TRITON_INTERPRET=1, in which it compiles nothing.
+        RuntimeError: Triton was imported with TRITON_INTERPRET=1; then it cannot compile.
     """
     if not isinstance(call.kernel, triton.JITFunction):
-        raise RuntimeError("TRITON_INTERPRET=1 is set: kernels compile only in a process without it")
+        raise RuntimeError("TRITON_INTERPRET: got 1, must not be set in a process that compiles kernels")
     made = recipe(call)
     chip = target(architecture)
     source = ASTSource(call.kernel, made.signature, made.constants, made.attributes(chip.backend))
@@ -149,7 +149,7 @@ def _cuda(kernel: CompiledKernel) -> tuple[str, dict[str, int]]:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-        # Its dataflow analysis adds nothing here and takes a third of its time.
+        # The dataflow analysis is not needed and would take a third of the time.
         code = _output(tools / "nvdisasm", "-c", "--no-dataflow", file.name) if _multiplies(kernel) else ""
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
     return code, {"registers": registers, "stack": stack + local}

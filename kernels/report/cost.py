@@ -1,14 +1,14 @@
-"""What a launch costs, from its arguments alone: operations in products, and bytes by two rules.
+"""The cost of a launch, from its arguments alone: operations in products, and bytes by two rules.
 
-    once        every element of an operand is read once, every result written once: HBM, if caches hold all else
-    requested   what the kernel's loads and stores ask for: a tile is asked for by every program that needs it
+    once        every element of an operand is read once, every result is written once: traffic to HBM with ideal caches
+    requested   what the kernel's loads and stores ask for: every program that needs a tile asks for it
 
-Lanes that are masked off ask for nothing. Several threads that ask for one element in one load count once, and a load
-that a loop repeats unchanged is made before it, as Triton compiles it. The executed code agrees with both rules to the
-byte, argument by argument.
+Lanes that are masked off ask for nothing. If several threads ask for one element in one load, it counts once. A load
+that a loop repeats without a change counts once, because Triton moves it before the loop. Tests compare both rules with
+executed code, argument by argument, and they agree to the byte.
 
-Where points lie decides how much of a table is touched. Points on the meta device count as a part of the native grid,
-one to a cell.
+The points decide how much of the embedding table is touched. Points on the meta device count as points of the native
+grid, each in another cell.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from ..stack_plan import AROUND, INPUTS, OUTPUTS
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes of one operand or result, by the two rules."""
+    """The bytes of one operand or result, by the two rules."""
 
     once: int
     requested: int
@@ -32,9 +32,9 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one launch. Loads and stores go by the kernel's argument."""
+    """The cost of one launch. Loads and stores are by the name of the kernel's argument."""
 
-    flop: int  # in matrix products with channels; encoding, modulation and activation have none
+    flop: int  # in matrix products with channels; those of encoding, modulation and activation do not count
     loads: Mapping[str, Bytes]
     stores: Mapping[str, Bytes]
 
@@ -51,19 +51,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Elements:
-    """Elements that a kernel's loads and stores ask for, by argument; those of arguments that are None don't count."""
+    """Elements that a kernel's loads and stores ask for, by argument. Arguments that are None do not count."""
 
     loads: Mapping[str, int]
     stores: Mapping[str, int]
     flop: int = 0
-    touched: Mapping[str, int] = field(default_factory=dict)  # of arguments that need not be touched in full
+    touched: Mapping[str, int] = field(default_factory=dict)  # distinct elements, for arguments not touched in full
 
 
 def cost(call: Call) -> Cost:
-    """Operations and bytes of a launch, whose tensors may lie on the meta device.
+    """Operations and bytes of a launch; its tensors may be on the meta device.
 
     Raises:
-        KeyError: a kernel that is not in the table below.
+        KeyError: the kernel is not in KERNELS.
     """
     asked = KERNELS[call.kernel.fn.__name__](call)
 
@@ -78,12 +78,12 @@ def cost(call: Call) -> Cost:
 
 
 def distinct(t: Tensor) -> int:
-    """Elements that a tensor has in memory, where what is expanded lies once."""
-    return prod(n for n, step in zip(t.shape, t.stride(), strict=True) if step or n == 0)
+    """The number of elements that a tensor has in memory; expanded dimensions count once."""
+    return prod(n for n, stride in zip(t.shape, t.stride(), strict=True) if stride or n == 0)
 
 
 def _tiles(call: Call, dimension: str) -> int:
-    """Tiles along a dimension, of the size that the launch's constant BLOCK_<dimension> has."""
+    """The number of tiles along a dimension, whose size is the launch's constant BLOCK_<dimension>."""
     return -(-call.arguments[dimension] // call.constants[f"BLOCK_{dimension}"])
 
 
@@ -106,7 +106,7 @@ def _mod_fc_mixed(call: Call) -> Elements:
     (O, I), P, (J, _) = call.arguments["w_ptr"].shape, call.arguments["P"], call.arguments["styles_ptr"].shape
     B = call.arguments["y_ptr"].shape[0]
     tiles_p, tiles_o = _tiles(call, "P"), _tiles(call, "O")
-    # A pixel's shares are read for its style, and two of them for each pair by either half of the tile.
+    # A pixel's shares are read once for its style, and two of them for each pair, in each half of the tile.
     shares = J + 4 * J * J * (call.arguments["norms_ptr"] is not None)
     loads = {
         "x_ptr": tiles_o * B * P * I,
@@ -128,14 +128,14 @@ def _mod_fc_act_bwd(call: Call) -> Elements:
 
 def _mod_fc_dgrad(call: Call) -> Elements:
     (B, O, I), P = call.arguments["w_ptr"].shape, call.arguments["P"]
-    outer = call.arguments["dx_ptr"].shape[0]  # 1 where the batch shares x, else B
+    outer = call.arguments["dx_ptr"].shape[0]  # 1 if all images share x, else B
     tiles_p, tiles_i = _tiles(call, "P"), _tiles(call, "I")
     loads = {
         "dz_ptr": tiles_i * B * P * O,
         "w_ptr": tiles_p * B * O * I,
         "around_ptr": outer * P * I,
         "below_ptr": outer * P * I,
-        "drgb_ptr": 2 * tiles_i * outer * P * 3,  # for each half of the tile
+        "drgb_ptr": 2 * tiles_i * outer * P * 3,  # once for each half of the tile
         "rgb_w_ptr": tiles_p * outer * 3 * I,
     }
     flop = 2 * B * P * I * (O + 3 * (call.arguments["rgb_w_ptr"] is not None))
@@ -172,7 +172,7 @@ def _fourier_fwd(call: Call) -> Elements:
         "coords_ptr": tiles_c * N * D,
         "freq_ptr": tiles_n * C * D,
         "phase_ptr": tiles_n * C,
-        "at_ptr": tiles_c * N * 2,
+        "table_coords_ptr": tiles_c * N * 2,
         "table_ptr": 4 * N * C,
     }
     return Elements(loads, {"out_ptr": call.arguments["out_ptr"].numel()}, touched=_table_around(call))
@@ -196,7 +196,7 @@ def _fourier_bwd_coords(call: Call) -> Elements:
     loads = {
         "dout_ptr": D * N * C,
         "coords_ptr": D * N * D,
-        "freq_ptr": programs * C * (D + 1),  # F c, and once more the program's own dimension
+        "freq_ptr": programs * C * (D + 1),  # all of it for F c, and the program's own dimension again
         "phase_ptr": programs * C,
     }
     return Elements(loads, {"dcoords_ptr": N * D})
@@ -204,11 +204,11 @@ def _fourier_bwd_coords(call: Call) -> Elements:
 
 def _embedding_cells(call: Call) -> Elements:
     N = call.arguments["N"]
-    return Elements({"at_ptr": 2 * N}, {"cells_ptr": 4 * N, "weights_ptr": 4 * N})
+    return Elements({"table_coords_ptr": 2 * N}, {"cells_ptr": 4 * N, "weights_ptr": 4 * N})
 
 
 def _embedding_bwd_table(call: Call) -> Elements:
-    """Pairs whose weight is zero, three of four on the native grid, are not read."""
+    """The gradients for pairs whose weight is zero, three of four on the native grid, are not read."""
     weights, starts, C = call.arguments["weights_ptr"], call.arguments["starts_ptr"], call.arguments["C"]
     pairs, (cells, slices, tiles_c) = weights.numel(), call.grid
     loads = {
@@ -224,43 +224,45 @@ def _embedding_bwd_table(call: Call) -> Elements:
     return Elements(loads | changed, changed, touched=changed)
 
 
-def _embedding_bwd_at(call: Call) -> Elements:
+def _embedding_bwd_coords(call: Call) -> Elements:
     N, C = call.arguments["N"], call.arguments["C"]
-    loads = {"at_ptr": 2 * N, "dout_ptr": N * C, "table_ptr": 4 * N * C}
-    return Elements(loads, {"dat_ptr": 2 * N}, touched=_table_around(call))
+    loads = {"table_coords_ptr": 2 * N, "dout_ptr": N * C, "table_ptr": 4 * N * C}
+    return Elements(loads, {"dtable_coords_ptr": 2 * N}, touched=_table_around(call))
 
 
 def _table_around(call: Call) -> dict[str, int]:
-    """What is read of a table: the cells around points."""
-    at, H, W = call.arguments["at_ptr"], call.arguments["H"], call.arguments["W"]
-    if at is None or at.is_meta:
-        return {"table_ptr": 0 if at is None else min(H * W, at.numel() // 2) * call.arguments["C"]}
+    """How many elements of the table are read: those of the cells around the points."""
+    table_coords, H, W = call.arguments["table_coords_ptr"], call.arguments["H"], call.arguments["W"]
+    if table_coords is None or table_coords.is_meta:
+        return {"table_ptr": 0 if table_coords is None else min(H * W, table_coords.numel() // 2) * call.arguments["C"]}
     aligned = call.constants["ALIGN_CORNERS"]
-    xs, ys = (_cells_beside(u, n, aligned) for u, n in zip(at.reshape(-1, 2).unbind(1), (W, H), strict=True))
+    xs, ys = (
+        _neighbouring_cells(u, n, aligned) for u, n in zip(table_coords.reshape(-1, 2).unbind(1), (W, H), strict=True)
+    )
     return {"table_ptr": torch.cat([y * W + x for x in xs for y in ys]).unique().numel() * call.arguments["C"]}
 
 
-def _cells_beside(u: Tensor, size: int, aligned: bool) -> tuple[Tensor, Tensor]:
-    """The cell before and the cell behind coordinates in [-1, 1], as the kernels find them."""
+def _neighbouring_cells(u: Tensor, size: int, aligned: bool) -> tuple[Tensor, Tensor]:
+    """The cells before and after coordinates in [-1, 1], as the kernels compute them."""
     position = (u + 1) * 0.5 * (size - 1) if aligned else ((u + 1) * size - 1) * 0.5
     low = position.clamp(0, size - 1).floor().long()
     return low, (low + 1).clamp(max=size - 1)
 
 
 def _stack(call: Call) -> Elements:
-    """A tile of BLOCK_P pixels goes through the scratch in full, whether or not all of them exist.
+    """A tile of BLOCK_P pixels moves through the scratch memory in full, even if not all of the pixels exist.
 
-    Not counted are the list of steps, and what tiles that reach beyond a layer's channels ask for there.
+    The list of entries does not count, nor what tiles ask for beyond a layer's channels.
     """
     a, constants = call.arguments, call.constants
     B, P, C, D, rows = a["B"], a["P"], a["C"], constants["D"], constants["BLOCK_P"]
     tiles, parts = B * _tiles(call, "P"), rows // constants["ENCODED"]
-    steps = _steps(call)
-    encoded, again = steps[0], parts - 1  # the first layer's parameters are read for every part of a tile
-    reads = sum(-(-s.outputs // constants["BLOCK_O"]) * s.inputs + s.added * s.outputs for s in steps)
+    products = _entries(call)
+    encoded, again = products[0], parts - 1  # the first layer's parameters are read again for every further part
+    reads = sum(-(-s.outputs // constants["BLOCK_O"]) * s.inputs + s.added * s.outputs for s in products)
     loads = {
         "coords_ptr": _tiles(call, "C") * B * P * D,
-        "at_ptr": _tiles(call, "C") * B * P * 2,
+        "table_coords_ptr": _tiles(call, "C") * B * P * 2,
         "freq_ptr": tiles * parts * C * D,
         "phase_ptr": tiles * parts * C,
         "table_ptr": 4 * B * P * C,
@@ -268,18 +270,18 @@ def _stack(call: Call) -> Elements:
         "bias_ptr": tiles * (a["bias_ptr"].numel() + again * encoded.outputs),
         "scratch_ptr": tiles * rows * reads,
     }
-    writes = encoded.inputs + sum(s.outputs for s in steps)
+    writes = encoded.inputs + sum(s.outputs for s in products)
     stores = {"scratch_ptr": tiles * rows * writes, "rgb_ptr": B * P * 3}
     return Elements(loads, stores, 2 * B * P * a["w_ptr"].shape[1], _table_around(call))
 
 
 def _stack_narrow(call: Call) -> Elements:
-    """Every program reads all parameters once. Not counted is the list of steps."""
+    """Every program reads all parameters once. The list of entries does not count."""
     a, D = call.arguments, call.constants["D"]
     (B, P, _), C, (programs,) = a["rgb_ptr"].shape, a["C"], call.grid
     loads = {
         "coords_ptr": B * P * D,
-        "at_ptr": B * P * 2,
+        "table_coords_ptr": B * P * 2,
         "freq_ptr": programs * C * D,
         "phase_ptr": programs * C,
         "table_ptr": 4 * B * P * C,
@@ -290,24 +292,24 @@ def _stack_narrow(call: Call) -> Elements:
 
 
 @dataclass(frozen=True)
-class Step:
+class StackProduct:
     """One product of the stack kernel."""
 
     inputs: int
     outputs: int
-    added: bool  # to a block's input
+    added: bool  # whether it is added to a block's input
 
 
-def _steps(call: Call) -> list[Step]:
-    """The stack kernel's steps. On the meta device they cannot be read, and all layers are taken to be as wide."""
-    fields, a = call.arguments["steps_ptr"], call.arguments
+def _entries(call: Call) -> list[StackProduct]:
+    """The products of the stack kernel. On the meta device the entries cannot be read: all layers count as equal."""
+    fields, a = call.arguments["entries_ptr"], call.arguments
     if not fields.is_meta:
-        return [Step(row[INPUTS.value], row[OUTPUTS.value], row[AROUND.value] >= 0) for row in fields.tolist()]
+        return [StackProduct(row[INPUTS.value], row[OUTPUTS.value], row[AROUND.value] >= 0) for row in fields.tolist()]
     count, C = fields.shape[0], a["C"]
     width = (a["bias_ptr"].numel() - 3) // count
     taps = (a["w_ptr"].shape[1] - width * (2 * C + (count - 1) * width)) // (3 * width)
     residual = taps < count // 2
-    return [Step(width if i else 2 * C, width, residual and i > 0 and i % 2 == 0) for i in range(count)]
+    return [StackProduct(width if i else 2 * C, width, residual and i > 0 and i % 2 == 0) for i in range(count)]
 
 
 KERNELS: dict[str, Callable[[Call], Elements]] = {
@@ -323,7 +325,7 @@ KERNELS: dict[str, Callable[[Call], Elements]] = {
     "fourier_bwd_coords_kernel": _fourier_bwd_coords,
     "embedding_cells_kernel": _embedding_cells,
     "embedding_bwd_table_kernel": _embedding_bwd_table,
-    "embedding_bwd_at_kernel": _embedding_bwd_at,
+    "embedding_bwd_coords_kernel": _embedding_bwd_coords,
     "stack_kernel": _stack,
     "stack_narrow_kernel": _stack_narrow,
 }

@@ -1,6 +1,6 @@
-"""What stands in compiled code: instructions, and of which kinds are those of the loop that multiplies.
+"""Counts of instructions in compiled code, of all of it and of the innermost loop that multiplies, by kind.
 
-Reads NVIDIA's machine code as nvdisasm prints it and AMD's assembly as the compiler writes it.
+It reads NVIDIA's machine code as nvdisasm prints it, and AMD's assembly as the compiler writes it.
 """
 
 import re
@@ -11,7 +11,8 @@ NVIDIA = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 AMD = re.compile(r"^\s+([a-z]\w+)")
 BRANCH = re.compile(r"\bBRA.*`\((\.L\w+)\)|\bs_c?branch\w*\s+(\.L\w+)")
 
-# The first that fits counts; what fits none is arithmetic, with it addresses, comparisons and conversions.
+# An opcode is of the first kind whose pattern it matches. If it matches none, it is arithmetic, which includes
+# addresses, comparisons and conversions.
 KINDS = {
     "products": r"[HIQO]MMA|[HQ]GMMA|UTC\w*MMA|v_(mfma|wmma|smfmac)",
     "waits": r"BAR\b|BARRIER|DEPBAR|LDGDEPBAR|ARRIVES|WARP|SYNCS|BSYNC|BSSY|MEMBAR|FENCE|UTCBAR|NANOSLEEP"
@@ -25,14 +26,14 @@ COLUMNS = ("products", "global", "shared", "arithmetic", "waits", "other")
 
 
 def opcodes(code: str) -> Counter:
-    """Instructions by opcode with its modifiers."""
+    """The number of instructions by opcode with its modifiers."""
     return Counter(_instructions(code))
 
 
 def multiplying_loop(code: str) -> Counter:
-    """Instructions of the innermost loop that multiplies matrices; of several, of the one with the most products.
+    """Instructions of the innermost loop that multiplies matrices; of several such loops, the one with most products.
 
-    A loop is what lies between a label and a branch back to it. Empty where no loop multiplies.
+    A loop is the code between a label and a branch back to it. The result is empty if no loop multiplies.
     """
     found: list[str] = []
     labels: dict[str, int] = {}
@@ -51,12 +52,12 @@ def multiplying_loop(code: str) -> Counter:
 
 
 def kind(opcode: str) -> str:
-    """One of COLUMNS."""
+    """The kind of an opcode, one of COLUMNS."""
     return next((name for name, pattern in KINDS.items() if re.match(pattern, opcode)), "arithmetic")
 
 
-def mix(instructions: Counter) -> dict[str, int]:
-    """How many instructions there are of every kind, in the order of COLUMNS."""
+def instruction_counts(instructions: Counter) -> dict[str, int]:
+    """The number of instructions by kind, in the order of COLUMNS."""
     kinds = Counter()
     for opcode, times in instructions.items():
         kinds[kind(opcode)] += times

@@ -1,16 +1,16 @@
-"""How many programs of a kernel a processor holds at a time, from what each takes."""
+"""How many programs of a kernel a processor holds at the same time, from the resources of one program."""
 
 from typing import NamedTuple
 
 from ..chips import Chip
 from .compile import Resources
 
-QUARTERS = 4  # a processor's registers lie in four parts, and a warp's in one of them
-TENSOR_MEMORY = 512  # columns a processor, sm_100
+REGISTER_FILES = 4  # a processor's registers are in four files of equal size, and a warp's are in one of them
+TENSOR_MEMORY_COLUMNS = 512  # per processor, sm_100
 
 
 class Occupancy(NamedTuple):
-    """Programs and warps that a processor holds, and which of its resources ends first."""
+    """The programs and warps that a processor holds, and which of its resources limits them."""
 
     programs: int
     warps: int
@@ -18,12 +18,12 @@ class Occupancy(NamedTuple):
 
 
 def occupancy(chip: Chip, used: Resources, warps: int) -> Occupancy:
-    """For programs of so many warps.
+    """The occupancy of a chip by programs of `warps` warps that use these resources.
 
-    Registers are given to a thread by the eight. On NVIDIA's chips shared memory is given by the 128 bytes.
+    A thread gets registers in multiples of 8. On NVIDIA's chips a program gets shared memory in multiples of 128 bytes.
     """
     registers_a_warp = _rounded(used.registers, 8) * chip.lanes
-    warps_by_registers = QUARTERS * (chip.registers // QUARTERS // registers_a_warp)
+    warps_by_registers = REGISTER_FILES * (chip.registers // REGISTER_FILES // registers_a_warp)
     bounds = {
         "registers": warps_by_registers // warps,
         "shared memory": chip.shared // max(1, _rounded(used.shared, 128) + chip.reserved),
@@ -31,10 +31,10 @@ def occupancy(chip: Chip, used: Resources, warps: int) -> Occupancy:
         "programs": chip.programs,
     }
     if used.tensor_memory:
-        bounds["tensor memory"] = TENSOR_MEMORY // used.tensor_memory
+        bounds["tensor memory"] = TENSOR_MEMORY_COLUMNS // used.tensor_memory
     limit = min(bounds, key=bounds.__getitem__)
     return Occupancy(bounds[limit], bounds[limit] * warps, limit)
 
 
-def _rounded(n: int, step: int) -> int:
-    return -(-n // step) * step
+def _rounded(n: int, unit: int) -> int:
+    return -(-n // unit) * unit

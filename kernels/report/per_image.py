@@ -1,6 +1,7 @@
-"""A whole image's launches, operations and bytes, by ways of computing it, all counted by the rules of `ledger`.
+"""Launches, operations and bytes of one whole image, for each way to compute it, counted by the rules of `ledger`.
 
-The network is the paper's for a size: skips, 512 wide, in bfloat16, one image, every pixel of the native grid.
+The network is the paper's network for a size: without residual blocks, 512 channels, in bfloat16. The image is one, at
+every pixel of the native grid.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from .. import layered, stack
 from ..chips import Chip
 from ..device import standing_in
 from . import published_formulation
-from .ledger import Ledger, Step, floor_of, found_in_cache, launches_of
+from .ledger import Launch, Ledger, floor_of, found_in_cache, launches_of
 from .workload import meta, paper_network
 
 SIZES = (256, 512, 1024)
@@ -24,16 +25,16 @@ DTYPE = torch.bfloat16
 class Total:
     """One image, forward or backward, on a chip."""
 
-    size: int
-    way: str  # of computing it: `published`, `layered` or `stack`
-    direction: str
+    size: int  # pixels of a side
+    way: str  # to compute it: `published`, `layered` or `stack`
+    direction: str  # `forward` or `backward`
     chip: str
     launches: int
     flop: int  # in matrix products
-    bytes: int  # every operand and result of a launch once
-    cached: int  # of them what earlier launches left in the last cache, see `ledger.found_in_cache`
+    bytes: int  # read and written, every operand and result of a launch once
+    cached: int  # those that the last cache holds from earlier launches, see `ledger.found_in_cache`
     floor: float  # seconds, launches one after another, all bytes from and to memory
-    floor_cached: float  # seconds, without what is cached
+    floor_cached: float  # seconds, the same without the cached bytes
 
 
 def pixels(size: int) -> Tensor:
@@ -41,30 +42,30 @@ def pixels(size: int) -> Tensor:
     return meta(1, size * size, 2)
 
 
-def published_forward(size: int, architecture: str) -> list[Step]:
+def published_forward(size: int, architecture: str) -> list[Launch]:
     """Launches of the published formulation in eager PyTorch."""
     network = paper_network(size)
-    return launches_of(lambda: published_formulation.render(network, pixels(size), dtype=DTYPE), architecture)
+    return launches_of(lambda: published_formulation.synthesis(network, pixels(size), dtype=DTYPE), architecture)
 
 
-def published_backward(size: int, architecture: str) -> list[Step]:
-    """Launches of its gradients by autograd, of all parameters."""
+def published_backward(size: int, architecture: str) -> list[Launch]:
+    """Launches of its gradients for all parameters, by autograd."""
     network = paper_network(size)
     for t in network.tensors():
         t.requires_grad_()
-    rgb = published_formulation.render(network, pixels(size), dtype=DTYPE)
+    rgb = published_formulation.synthesis(network, pixels(size), dtype=DTYPE)
     upstream = torch.empty_like(rgb)
     return launches_of(lambda: torch.autograd.grad(rgb, network.tensors(), upstream), architecture)
 
 
-def layered_forward(size: int, architecture: str) -> list[Step]:
-    """Launches of rendering layer by layer, a chunk of pixels at a time."""
+def layered_forward(size: int, architecture: str) -> list[Launch]:
+    """Launches of inference layer by layer, a chunk of pixels at a time."""
     network = paper_network(size)
-    return launches_of(lambda: layered.render(network, pixels(size), dtype=DTYPE), architecture)
+    return launches_of(lambda: layered.infer(network, pixels(size), dtype=DTYPE), architecture)
 
 
-def layered_backward(size: int, architecture: str) -> list[Step]:
-    """Launches of its gradients, with all activations kept, of all parameters."""
+def layered_backward(size: int, architecture: str) -> list[Launch]:
+    """Launches of its gradients for all parameters, with all activations kept."""
     network, coords = paper_network(size), pixels(size)
     drgb = meta(1, size * size, 3)
     points = layered.Points(coords, coords)
@@ -80,14 +81,14 @@ def layered_backward(size: int, architecture: str) -> list[Step]:
     return launches_of(backward, architecture)
 
 
-def stack_forward(size: int, architecture: str) -> list[Step]:
-    """Launches of rendering with all layers in one."""
+def stack_forward(size: int, architecture: str) -> list[Launch]:
+    """Launches of inference with all layers in one launch."""
     network = paper_network(size)
-    return launches_of(lambda: stack.render(network, pixels(size), dtype=DTYPE), architecture)
+    return launches_of(lambda: stack.infer(network, pixels(size), dtype=DTYPE), architecture)
 
 
-Recipe = Callable[[int, str], list[Step]]
-WAYS: dict[tuple[str, str], Recipe] = {
+# By way and direction: a function of the size and the architecture that returns the launches.
+PASSES: dict[tuple[str, str], Callable[[int, str], list[Launch]]] = {
     ("published", "forward"): published_forward,
     ("published", "backward"): published_backward,
     ("layered", "forward"): layered_forward,
@@ -97,18 +98,18 @@ WAYS: dict[tuple[str, str], Recipe] = {
 
 
 def total(way: str, direction: str, size: int, chip: Chip) -> Total:
-    """What an image costs on a chip, computed in one of WAYS."""
-    steps = WAYS[way, direction](size, chip.architecture)
-    cached = found_in_cache(steps, chip.l2)
+    """The totals of an image on a chip; (way, direction) is a key of PASSES."""
+    launches = PASSES[way, direction](size, chip.architecture)
+    cached = found_in_cache(launches, chip.l2)
     return Total(
         size=size,
         way=way,
         direction=direction,
         chip=chip.name,
-        launches=len(steps),
-        flop=sum(step.flop for step in steps),
-        bytes=sum(step.moved for step in steps),
+        launches=len(launches),
+        flop=sum(launch.flop for launch in launches),
+        bytes=sum(launch.moved for launch in launches),
         cached=sum(cached),
-        floor=floor_of(steps, chip),
-        floor_cached=floor_of(steps, chip, cached),
+        floor=floor_of(launches, chip),
+        floor_cached=floor_of(launches, chip, cached),
     )

@@ -1,4 +1,4 @@
-"""What a compiled kernel takes, what it does, and the least time for that on chips of its architecture."""
+"""The report on one launch: the resources of the compiled kernel, its work, and the least time for that work."""
 
 import multiprocessing
 import os
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from ..chips import DATA_SHEETS, Chip, Floor
+from ..chips import DATA_SHEETS, DTYPES, Chip, Floor
 from ..device import Call
 from .compile import Resources, compile_call, resources
 from .cost import Cost, cost
-from .disassembly import mix
+from .disassembly import instruction_counts
 from .ledger import products_kind
 from .occupancy import Occupancy, occupancy
 from .workload import code, launches
@@ -21,31 +21,31 @@ from .workload import code, launches
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One launch, compiled for a target. Bytes and floors are keyed by `once` or `requested`, and by chip."""
+    """One launch, compiled for a target."""
 
     target: str
     kernel: str
-    launch: str  # channels in → out, or of the encoding, and what else the kernel does
-    factors: str  # what is multiplied, or else the dtype of the activations
+    launch: str  # channels in → out, or those of the encoding, and what else the kernel does
+    factors: str  # dtype of the factors; for kernels without products, that of the activations
     tile: list[int]  # the constants BLOCK_…
-    warps: int
-    stages: int
+    warps: int  # per program
+    stages: int  # of the pipelined loop
     programs: int
-    registers: int  # a thread
-    stack: int  # bytes a thread, spills included
-    shared: int  # bytes a program
-    tensor_memory: int  # columns a program, sm_100
-    occupancy: Occupancy | None  # None for a target of which no data sheet is at hand
-    loop: dict[str, int] | None  # instructions by kind of the innermost loop that multiplies matrices
+    registers: int  # per thread
+    stack: int  # bytes per thread, spills included
+    shared: int  # bytes per program
+    tensor_memory: int  # columns per program, sm_100
+    occupancy: Occupancy | None  # None for a target without a data sheet in `chips`
+    loop: dict[str, int] | None  # instructions by kind in the innermost loop that multiplies matrices
     flop: int  # in matrix products
-    read: dict[str, int]
-    written: dict[str, int]
-    intensity: float  # FLOP a byte that moves once
-    floors: dict[str, Floor | None]
+    read: dict[str, int]  # bytes by rule, `once` or `requested`; see `cost`
+    written: dict[str, int]  # bytes by rule
+    intensity: float  # FLOP per byte that moves once
+    floors: dict[str, Floor | None]  # the least time by chip
 
 
 def kernel_reports(targets: Sequence[str], name: str = "") -> list[KernelReport]:
-    """Reports on all launches of one image at 256² of kernels whose name contains `name`."""
+    """Reports on all launches of one image at 256², for kernels whose name contains `name`."""
     calls = {target: _distinct_launches(target, name) for target in targets}
     jobs = {(target, code(call, target)): (target, i) for target in targets for i, call in enumerate(calls[target])}
     compiled = _compile_all([(*job, name) for job in jobs.values()])
@@ -58,7 +58,7 @@ def describe(call: Call) -> str:
     a, constants = call.arguments, call.constants
     channels = f"{a['I']}→{a['O']}" if "I" in a else str(a.get("O", a.get("C", "")))
     extras = {
-        f"{a.get('steps')} layers": "steps" in a,
+        f"{a.get('entries')} layers": "entries" in a,
         "tap": a.get("rgb_w_ptr") is not None,
         **{name: a.get(f"{name}_ptr") is not None for name in ("around", "below", "signs", "passed")},
         "shared": constants.get("SUM_B", False),
@@ -70,15 +70,14 @@ def describe(call: Call) -> str:
 
 
 def factors_of(call: Call) -> str:
-    """What a launch multiplies: bf16, fp16, tf32 or fp32; for kernels without products what activations they move."""
-    names = ("dz_ptr", "x_ptr", "dy_ptr", "dout_ptr", "out_ptr", "w_ptr", "dw_ptr", "at_ptr")
+    """The dtype of a launch's factors, bf16, fp16, tf32 or fp32; for kernels without products, of the activations."""
+    names = ("dz_ptr", "x_ptr", "dy_ptr", "dout_ptr", "out_ptr", "w_ptr", "dw_ptr", "table_coords_ptr")
     tensor = next(call.arguments[name] for name in names if call.arguments.get(name) is not None)
-    short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[tensor.dtype]
-    return "tf32" if products_kind(call) == "tf32" else short
+    return "tf32" if products_kind(call) == "tf32" else DTYPES[tensor.dtype].name
 
 
 def _distinct_launches(target: str, name: str) -> list[Call]:
-    """Launches that differ in what they are called below, the first of each, kernel by kernel."""
+    """The first launch of each kernel, description and dtype, kernel by kernel."""
     named: dict[tuple[str, str, str], Call] = {}
     for call in launches(target, (1,)):
         if name in call.kernel.fn.__name__:
@@ -88,7 +87,7 @@ def _distinct_launches(target: str, name: str) -> list[Call]:
 
 
 def _compile_all(jobs: list[tuple[str, int, str]]) -> list[Resources]:
-    """In as many processes as there are cores."""
+    """Compile the jobs in as many processes as there are cores."""
     processes = min(os.cpu_count() or 1, len(jobs))
     if processes <= 1:
         return [_compile_one(job) for job in jobs]
@@ -98,12 +97,12 @@ def _compile_all(jobs: list[tuple[str, int, str]]) -> list[Resources]:
 
 
 def _compile_one(job: tuple[str, int, str]) -> Resources:
-    target, place, name = job
-    return resources(compile_call(_distinct_launches(target, name)[place], target))
+    target, index, name = job
+    return resources(compile_call(_distinct_launches(target, name)[index], target))
 
 
 def report_on(target: str, call: Call, used: Resources) -> KernelReport:
-    """The report on a launch, from what its code takes."""
+    """The report on a launch, from the resources of its compiled code."""
     moved, kind, chips = cost(call), products_kind(call), chips_of([target])
     return KernelReport(
         target=target,
@@ -119,7 +118,7 @@ def report_on(target: str, call: Call, used: Resources) -> KernelReport:
         shared=used.shared,
         tensor_memory=used.tensor_memory,
         occupancy=occupancy(chips[0], used, call.warps) if chips else None,
-        loop=mix(used.loop) if used.loop else None,
+        loop=instruction_counts(used.loop) if used.loop else None,
         flop=moved.flop,
         read=_by_rule(moved, "loads"),
         written=_by_rule(moved, "stores"),
@@ -134,5 +133,5 @@ def _by_rule(moved: Cost, direction: str) -> dict[str, int]:
 
 
 def chips_of(targets: Sequence[str]) -> list[Chip]:
-    """The chips of these architectures of which a data sheet is at hand."""
+    """The chips of these architectures that have a data sheet."""
     return [chip for chip in DATA_SHEETS if chip.architecture in targets]

@@ -1,6 +1,9 @@
-"""The report as tables for a terminal."""
+"""The report as tables for a terminal: totals of an image, a legend, and two tables of kernels per target."""
 
+import argparse
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ..chips import Floor
 from .disassembly import COLUMNS
@@ -8,31 +11,67 @@ from .per_image import Total
 from .per_kernel import KernelReport
 
 Cell = str | int | float | None
+LEGEND = """
+Columns of the tables of kernels:
+
+launch                    channels in → out, or those of the encoding, and what else the kernel does
+factors                   dtype of the factors in products; for kernels without products, that of the activations
+tile                      block of the result per program, and how much of the sum per iteration (the constants BLOCK_…)
+warps, stages             warps per program; stages of the pipelined loop
+registers, stack B        32-bit registers and bytes of stack per thread; stack is where registers are spilled to
+shared KiB                shared memory per program
+programs, warps, limit    how many of them a processor holds, and which resource limits that
+loop … other              instructions in the innermost loop that multiplies: all of them, then by kind
+GFLOP                     operations in matrix products
+MB once                   bytes moved if every operand is read once and every result is written once
+MB requested              bytes that loads and stores ask for: a tile that several programs need counts several times
+FLOP/B                    operations per byte that moves once
+chip, µs                  least time on a chip, (a) bounded by arithmetic, (m) by memory that moves once
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that reports an error in one line. (kernels/ does not import `cips_fast.command_line`.)"""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message in one line, and end with status 2."""
+        print(f"error: {message.removeprefix('argument ')}", file=sys.stderr)
+        sys.exit(2)
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"got {value!r}, must be one of {', '.join(action.choices)}")
+
+
+def print_legend() -> None:
+    """What the columns of `print_kernels` mean."""
+    print(LEGEND)
 
 
 def print_kernels(target: str, reports: Sequence[KernelReport]) -> None:
-    """Two tables on a target: what its kernels take, and what they do."""
-    print(f"\n{target}: what compiled kernels take. Instructions are those of the innermost loop that multiplies.\n")
+    """Two tables for a target: the resources of its kernels, and their work."""
+    print(f"\n{target}: resources of the compiled kernels, and instructions of the innermost loop that multiplies.\n")
     heads = ["kernel", "launch", "factors", "tile", "warps", "stages", "registers", "stack B", "shared KiB"]
     heads += ["programs", "warps", "limit", "loop", *COLUMNS]
     print_table(heads, [_resources_row(r) for r in reports], text=5)
     chips = list(reports[0].floors)
-    print(f"\n{target}: what they do, and the time that it takes at least: (a) bound by arithmetic, (m) by memory.\n")
+    print(f"\n{target}: work of the kernels, and the least time for it: (a) bounded by arithmetic, (m) by memory.\n")
     heads = ["kernel", "launch", "factors", "GFLOP", "MB once", "MB requested", "FLOP/B", *(f"{c}, µs" for c in chips)]
     print_table(heads, [_work_row(r) for r in reports], text=3)
 
 
 def print_totals(totals: Sequence[Total]) -> None:
-    """For every chip a table of what an image costs."""
+    """For every chip, a table of the totals of an image."""
     for chip in dict.fromkeys(one.chip for one in totals):
-        print(f"\nOne image on {chip}, 512 wide, bfloat16: bytes are every operand and result of a launch once, cached")
-        print("what earlier launches left in the last cache, ms what launches one after another take at least.\n")
+        print(f"\nOne image on {chip}, 512 channels, bfloat16. GB: every operand and result of a launch moves once.")
+        print("cached GB: what the last cache still holds from earlier launches. ms: the least time for all launches,")
+        print("one after another, with all bytes from and to memory; then without the cached bytes.\n")
         heads = ["size", "way", "direction", "launches", "GFLOP", "GB", "cached GB", "ms", "ms, cached"]
         print_table(heads, [_total_row(one) for one in totals if one.chip == chip], text=3)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], text: int) -> None:
-    """Columns under their heads, the first `text` of them to the left, numbers to the right."""
+    """Print columns under their heads. The first `text` columns are aligned to the left, the others to the right."""
     lines = [list(heads), *([_shown(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     for line in lines:
@@ -77,7 +116,7 @@ def _microseconds(floor: Floor | None) -> str | None:
 
 
 def _shown(cell: Cell) -> str:
-    """Three digits of a number, all of a whole one."""
+    """A cell as text: three digits of a float, all digits of a whole number."""
     if cell is None:
         return "-"
     if isinstance(cell, float):
