@@ -16,8 +16,9 @@ from cips_fast.backends.choice import BACKENDS, resolve_backend
 from cips_fast.checks import shown
 from cips_fast.files.images import reason_of
 from cips_fast.generator import ACTIVATIONS, VARIANTS
+from cips_fast.geometry import GEOMETRIES
 from cips_fast.hardware import native_half
-from cips_fast.modules import GEOMETRIES, LARGEST_FREQUENCY, MOST_CELLS, MOST_MAPPING_LAYERS
+from cips_fast.modules import LARGEST_FREQUENCY, MOST_CELLS, MOST_MAPPING_LAYERS
 
 from .presets import MAX_CROP, NAMED_DATA, PRESETS
 
@@ -73,7 +74,7 @@ class Options:
     @property
     def patches(self) -> bool:
         """Whether the discriminator sees parts of images, and with them their coordinates."""
-        return self.crop < self.res or self.geometry == "cylinder"
+        return self.crop < self.res or GEOMETRIES[self.geometry].wraps_any
 
 
 MAY_CHANGE = frozenset({"out", "kimg", "device", "pixel_chunk", "log_every", "preview_minutes", "checkpoint_minutes"})

@@ -7,9 +7,10 @@ from PIL import Image
 
 from cips_fast import CIPSGenerator, render
 from cips_fast.files.pictures import sheet, to_pixels
+from cips_fast.geometry import GEOMETRIES
 
 COUNT = 15
-COLUMNS = {"plane": 5, "cylinder": 3}
+COLUMNS = {1: 5, 2: 3}  # of the grid, by how many times wider than high an image is
 MAX_SIDE = 256
 
 
@@ -31,11 +32,12 @@ class Previewer:
     @torch.no_grad()
     def render(self, generator: CIPSGenerator, unwanted: Callable[[], bool] = lambda: False) -> Image.Image | None:
         """The grid, rows × columns of images; None if it became `unwanted`, which is asked before each image."""
-        width = 2 * self.side if generator.geometry == "cylinder" else self.side
+        geometry = GEOMETRIES[generator.geometry]
+        height, width = geometry.size(self.side)
         latents = [generator.mapping(z[None])[0] for z in self.z.to(generator.mean_latent.device)]
         images = []
         for w in latents:
             if unwanted():
                 return None
-            images.append(render.image(generator, w, self.side, width, dtype=self.dtype))
-        return Image.fromarray(sheet([to_pixels(image) for image in images], COLUMNS[generator.geometry]))
+            images.append(render.image(generator, w, height, width, dtype=self.dtype))
+        return Image.fromarray(sheet([to_pixels(image) for image in images], COLUMNS[geometry.aspect]))

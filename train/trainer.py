@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cips_fast import CIPSGenerator
 from cips_fast.checkpoint import check_names_and_shapes
-from cips_fast.grids import on_cylinder
+from cips_fast.geometry import GEOMETRIES
 
 from .config import Options
 from .discriminator import Discriminator
@@ -155,7 +155,7 @@ class Trainer:
     def _logits(self, images: Tensor, coords: Tensor) -> Tensor:
         """Scores [B, 1]; the discriminator of patches sees where they lie."""
         if self.options.patches:
-            coords = on_cylinder(coords) if self.options.geometry == "cylinder" else coords
+            coords = GEOMETRIES[self.options.geometry].lift(coords)
             images = torch.cat([images, coords.permute(0, 3, 1, 2).to(images.dtype)], 1)
         return self.discriminator(images.contiguous(memory_format=torch.channels_last))
 
@@ -246,9 +246,10 @@ def make_generator(options: Options) -> CIPSGenerator:
 
 def make_discriminator(options: Options) -> Discriminator:
     """The discriminator of the options' patches or whole images, with initial weights."""
+    coordinates = GEOMETRIES[options.geometry].dimensions if options.patches else 0
     return Discriminator(
         options.crop,
-        input_channels=3 + (options.patches and (3 if options.geometry == "cylinder" else 2)),
+        input_channels=3 + coordinates,
         max_channels=options.d_channels,
         channel_base=options.d_base,
     )

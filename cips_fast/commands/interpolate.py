@@ -29,6 +29,7 @@ from ..console import complain
 from ..files import pictures
 from ..files.movie import LIMITS, SLOWEST, Movie
 from ..generator import CIPSGenerator
+from ..geometry import GEOMETRIES
 from ..grids import Region
 from ..render import Renderer, check_region
 from . import _options
@@ -193,8 +194,7 @@ def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) ->
         end = walks.magnified(args.region, args.zoom, args.center or ((x0 + x1) / 2, (y0 + y1) / 2))
         return walks.zoom(args.region, end, frames)
     if args.pan is not None:
-        whole_turns = generator.geometry == "cylinder" and args.pan[0] % 2 == 0 and args.pan[1] == 0
-        if args.loop and not whole_turns:
+        if args.loop and not GEOMETRIES[generator.geometry].leads_back(args.pan):
             raise CommandError(
                 f"--loop: with --pan {args.pan[0]:g},{args.pan[1]:g} needs whole turns of a panorama, 2,0"
             )

@@ -11,8 +11,10 @@ import argparse
 from pathlib import Path
 
 from ..generator import CIPSGenerator
-from ..panorama import Panorama, seam
+from ..geometry import GEOMETRIES
+from ..panorama import Panorama
 from ..render import Picture, Renderer
+from ..repeats import seam
 from ._options import (
     PRECISIONS,
     CommandError,
@@ -60,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
 def _panoramas(args: argparse.Namespace, generator: CIPSGenerator) -> list[tuple[Path, Picture, tuple[float, float]]]:
     """Where to, what, and the two coordinates that are one place."""
     latents = seeds_latents(args, generator, args.seeds)
-    dtype, closed, count = PRECISIONS[args.precision], generator.geometry == "cylinder", len(latents)
-    width, height = args.size or (generator.size * (2 if closed else count), generator.size)
+    geometry, count = GEOMETRIES[generator.geometry], len(latents)
+    dtype, closed = PRECISIONS[args.precision], geometry.wraps[0]
+    width, height = args.size or (generator.size * (geometry.aspect if closed else count), generator.size)
     if not closed and count % 2:
         more = f"{args.seeds[0]},{args.seeds[0] + 1}" if count == 1 else f"{count + 1} of them"
         raise CommandError(
