@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import functional
 from . import reference as ref
 from .backends.autocast import autocast_dtype, without_autocast
-from .backends.choice import BACKENDS
+from .backends.choice import BACKENDS, TRITON_DIMENSIONS
 from .checks import check_choice, check_finite, check_flag, checked_count, checked_number
 from .geometry import GEOMETRIES
 
@@ -256,7 +256,7 @@ class FourierEncoding(nn.Module):
 
     Raises:
         ValueError: an argument of another type, or out of range; an unknown geometry or backend; a geometry that wraps
-            without `align_corners`.
+            without `align_corners`, or has more dimensions than the backend takes.
     """
 
     def __init__(
@@ -279,6 +279,11 @@ class FourierEncoding(nn.Module):
         check_choice("geometry", geometry, tuple(GEOMETRIES))
         check_choice("backend", backend, BACKENDS)
         chosen = GEOMETRIES[geometry]
+        if backend == "triton" and chosen.dimensions not in TRITON_DIMENSIONS:
+            raise ValueError(
+                f"backend: got 'triton', which encodes 2 or 3 coordinate dimensions, and a {geometry} has "
+                f"{chosen.dimensions}; may be 'auto', 'cpu' or 'reference'"
+            )
         if chosen.wraps_any and not align_corners:
             raise ValueError(
                 f"align_corners: got False, must be True on a {geometry}, where cells have no outer edge on an axis "

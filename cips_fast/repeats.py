@@ -25,8 +25,8 @@ class Repeated(Picture):
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """A rectangle, float32 [3, h, w]. Pixels that occur in it several times are computed once."""
-        row, rows_of_tile = _once(torch.arange(self.height)[rows] % self.picture.height)
-        column, columns_of_tile = _once(torch.arange(self.width)[columns] % self.picture.width)
+        row, rows_of_tile = _distinct(torch.arange(self.height)[rows] % self.picture.height)
+        column, columns_of_tile = _distinct(torch.arange(self.width)[columns] % self.picture.width)
         pixels = self.picture.grid(self.picture.x[column], self.picture.y[row])
         return pixels[:, rows_of_tile.to(pixels.device)][..., columns_of_tile.to(pixels.device)]
 
@@ -67,12 +67,12 @@ class Seam(NamedTuple):
 def seam(picture: Picture, first: float, last: float, *, axis: str = "x") -> Seam:
     """Measure how a picture's last column meets its first, or its last row its first.
 
-    Both ends are seen from within the picture, the last one from the number just before it: if it were taken round to
-    `first`, the two could not differ.
+    `gap` compares the first end with the float64 just before the last end, since a picture may take the last end itself
+    round to the first. A `Renderer` rounds coordinates to float32, and so does compare both ends themselves.
 
     Args:
         picture: any.
-        first, last: the two coordinates that are the same points.
+        first, last: coordinates of the two ends, which are the same points.
         axis: `x`, for columns, or `y`, for rows.
     """
     along, other = (picture.x, picture.y) if axis == "x" else (picture.y, picture.x)
@@ -87,6 +87,6 @@ def seam(picture: Picture, first: float, last: float, *, axis: str = "x") -> Sea
     return Seam(float(gap), step, (before + behind) / 2)
 
 
-def _once(indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The different indices, and where each of the given ones is among them."""
+def _distinct(indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct indices, and for each of the given ones its position among them."""
     return indices.unique(return_inverse=True)

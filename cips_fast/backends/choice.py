@@ -21,6 +21,7 @@ from . import cpu_layer
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TRITON_DIMENSIONS = (2, 3)  # of the coordinates that its encoding takes
 
 _log = logging.getLogger("cips_fast")
 _have_triton = importlib.util.find_spec("triton") is not None
@@ -41,7 +42,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
         kernels = device.type == "cuda" and _have_triton and dtype in TRITON_DTYPES and not transformed()
         chosen = "triton" if kernels else "cpu" if device.type == "cpu" else "reference"
         if not torch.compiler.is_compiling():
-            _tell_once(device.type, chosen)
+            _tell_once(f"tensors on {device.type}", chosen)
         return chosen
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(f"backend: got 'cpu' for tensors on {device}, may be 'auto' or 'reference' there")
@@ -63,6 +64,24 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     return backend
 
 
+def resolve_encoding_backend(backend: str, device: torch.device, dtype: torch.dtype, dimensions: int) -> str:
+    """The backend that encodes coordinates: that of `resolve_backend`, except where the kernels do not take them.
+
+    There `auto` is `reference`, while `auto` for the layers stays `triton`.
+
+    Raises:
+        ValueError: `triton` was asked for and does not take so many dimensions; and all errors of `resolve_backend`.
+    """
+    chosen = resolve_backend(backend, device, dtype)
+    if chosen != "triton" or dimensions in TRITON_DIMENSIONS:
+        return chosen
+    if backend == "triton":
+        raise ValueError(f"freq: got {dimensions} coordinate dimensions, backend 'triton' takes 2 or 3")
+    if not torch.compiler.is_compiling():
+        _tell_once(f"encoding {dimensions} coordinate dimensions on {device.type}", "reference")
+    return "reference"
+
+
 def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: operators would refuse, or drop the tangent."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -73,7 +92,7 @@ def is_one_operator(backend: str, dtype: torch.dtype) -> bool:
     return backend == "triton" or (backend == "cpu" and dtype in cpu_layer.DTYPES and not transformed())
 
 
-def _tell_once(device: str, chosen: str) -> None:
-    if (device, chosen) not in _told:
-        _told.add((device, chosen))
-        _log.info("backend 'auto' is %r for tensors on %s", chosen, device)
+def _tell_once(purpose: str, chosen: str) -> None:
+    if (purpose, chosen) not in _told:
+        _told.add((purpose, chosen))
+        _log.info("backend 'auto' is %r for %s", chosen, purpose)
