@@ -121,6 +121,19 @@ class Cylinder(Geometry):
         return torch.cat([*circle(coords[..., :1]), coords[..., 1:]], -1)
 
 
+class Torus(Geometry):
+    """A texture that tiles: x and y wrap, and the whole image is one period of it."""
+
+    name = "torus"
+    wraps = (True, True)
+    aspect = 1
+    dimensions = 4
+
+    def lift(self, coords: Tensor) -> Tensor:
+        """(cos πx, sin πx, cos πy, sin πy)."""
+        return torch.cat([*circle(coords[..., :1]), *circle(coords[..., 1:])], -1)
+
+
 def around(x: Tensor) -> Tensor:
     """The same point of a circle with x in [-1, 1): any shape."""
     return x - 2 * torch.floor((x + 1) / 2)
@@ -146,4 +159,4 @@ def _is_turns(distance: float) -> bool:
     return distance % 2 == 0
 
 
-GEOMETRIES: dict[str, Geometry] = {geometry.name: geometry for geometry in (Plane(), Cylinder())}
+GEOMETRIES: dict[str, Geometry] = {geometry.name: geometry for geometry in (Plane(), Cylinder(), Torus())}

@@ -1,19 +1,25 @@
 """Geometries: what each of them answers, and that nothing outside of geometry.py knows more than that."""
 
 import ast
+import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import cips_fast
 from cips_fast import CIPSGenerator, checkpoint, grids, render, repeats, synthesis
+from cips_fast.__main__ import main as command
 from cips_fast.backends import choice
 from cips_fast.geometry import GEOMETRIES, WHOLE
 from cips_fast.kernels.device import standing_in
+from cips_fast.train.__main__ import main as train
 from cips_fast.train.data.patches import Patches
+
+from .pictures import read
 
 WRAPPING = [name for name, geometry in GEOMETRIES.items() if geometry.wraps_any]
 ONE_TURN = {"x": (2.0, 0.0), "y": (0.0, 2.0)}
@@ -267,3 +273,34 @@ def test_no_other_file_compares_names_of_geometries():
     }
     assert len(files) > 60
     assert not compared
+
+
+def test_a_torus_is_trained_on_a_folder_and_sampled_as_a_tile(tmp_path, capsys):
+    folder, run, out = tmp_path / "textures", tmp_path / "run", tmp_path / "tile.png"
+    folder.mkdir()
+    waves = np.sin(np.arange(16) / 16 * 2 * np.pi)
+    texture = np.stack([waves[:, None] + 0 * waves, waves + 0 * waves[:, None], waves[:, None] * waves], -1)
+    Image.fromarray(((texture + 1) * 127).astype(np.uint8)).save(folder / "waves.png")
+    arguments = ["--geometry", "torus", "--data", str(folder), "--res", "16", "--crop", "16", "--kimg", "0.008"]
+    small = ["--width", "8", "--style-features", "8", "--batch", "4", "--device", "cpu"]
+    assert train([*arguments, *small, "--out", str(run)]) == 0
+    with Image.open(next((run / "samples").iterdir())) as preview:
+        assert preview.size == (5 * 16, 3 * 16)
+    capsys.readouterr()
+    assert command(["sample", str(run), "--seed", "1", "--size", "32", "--out", str(out)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["width"], record["height"], record["seeds"]) == (32, 32, [1])
+    for axis in "xy":
+        assert record[f"seam_{axis}"] == 0
+        assert 0 < record[f"step_{axis}"] < 3 * record[f"beside_{axis}"]
+    tile = read(out)
+    assert command(["sample", str(run), "--seed", "1", "--size", "32", "--repeat", "3x2", "--out", str(out)]) == 0
+    assert np.array_equal(read(out), np.tile(tile, (2, 3, 1)))
+    assert train([*arguments, *small, "--geometry", "plane", "--out", str(run)]) == 2
+    assert "--backend: got 'triton'" in refusal_of(["--backend", "triton", *arguments], capsys)
+
+
+def refusal_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    capsys.readouterr()
+    assert train(arguments) == 2
+    return capsys.readouterr().err
