@@ -13,6 +13,35 @@ LONGEST_SHOWN = 80  # characters
 LONGEST_NUMBER = 256  # bits of a whole number that a message shows; Python refuses to print very long ones
 
 
+class ArgumentError(ValueError):
+    """An argument that a function does not take. The text of the error is `name: reason`.
+
+    Attributes:
+        name: the argument's name.
+        reason: the value that the function got, and what the value must be.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # both, so that the error can be pickled
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def argument_os_error(kind: type[OSError], name: str, reason: str, number: int | None = None) -> OSError:
+    """An OSError about an argument, with the attributes `name` and `reason` of an `ArgumentError`.
+
+    Args:
+        kind: the class of the error, such as FileNotFoundError.
+        number: the error's `errno`, if there is one.
+    """
+    text = f"{name}: {reason}"
+    error = kind(text) if number is None else kind(number, text)
+    error.name, error.reason = name, reason
+    return error
+
+
 def shown(value: Any) -> str:
     """A value as an error message shows it: its repr, cut where that is long, in a time that is bounded as well."""
     if isinstance(value, str) and len(value) > LONGEST_SHOWN:
@@ -26,13 +55,13 @@ def shown(value: Any) -> str:
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless the value is one of the choices."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: got {shown(value)}, may be {', '.join(map(repr, choices))}")
+        raise ArgumentError(name, f"got {shown(value)}, may be {', '.join(map(repr, choices))}")
 
 
 def checked_count(name: str, value: int, largest: int) -> int:
     """The value as an int. Raise ValueError unless it is a whole number from 1 to `largest`."""
     if not is_count(value, largest):
-        raise ValueError(f"{name}: got {shown(value)}, must be a whole number from 1 to {largest}")
+        raise ArgumentError(name, f"got {shown(value)}, must be a whole number from 1 to {largest}")
     return int(value)
 
 
@@ -45,7 +74,7 @@ def checked_counts(name: str, value: Sequence[int], length: int, largest: int) -
     """The values as a list of int. Raise ValueError unless they are `length` whole numbers from 1 to `largest`."""
     listed = isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == length
     if not listed or not all(is_count(each, largest) for each in value):
-        raise ValueError(f"{name}: got {shown(value)}, must be {length} whole numbers from 1 to {largest}")
+        raise ArgumentError(name, f"got {shown(value)}, must be {length} whole numbers from 1 to {largest}")
     return [int(each) for each in value]
 
 
@@ -53,7 +82,7 @@ def checked_number(name: str, value: float, largest: float) -> float:
     """The value. Raise ValueError unless it is a number from 0 to `largest`; NaN is not."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not 0 <= value <= largest:
-        raise ValueError(f"{name}: got {shown(value)}, must be a number from 0 to {largest:g}")
+        raise ArgumentError(name, f"got {shown(value)}, must be a number from 0 to {largest:g}")
     return value if isinstance(value, int) else float(value)
 
 
@@ -61,10 +90,10 @@ def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless the value is a finite number."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value):
-        raise ValueError(f"{name}: got {shown(value)}, must be a finite number")
+        raise ArgumentError(name, f"got {shown(value)}, must be a finite number")
 
 
 def check_flag(name: str, value: bool) -> None:
     """Raise ValueError unless the value is True or False."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: got {shown(value)}, must be True or False")
+        raise ArgumentError(name, f"got {shown(value)}, must be True or False")

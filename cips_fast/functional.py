@@ -10,7 +10,7 @@ from . import reference as ref
 from .backends import cpu_layer, cpu_ops, triton_ops
 from .backends.autocast import autocast_dtype, without_autocast
 from .backends.choice import BACKENDS, is_one_operator, resolve_backend, resolve_encoding_backend
-from .checks import check_choice
+from .checks import ArgumentError, check_choice
 
 __all__ = ["BACKENDS", "fourier_encode", "mod_fc", "modulate", "noisy_mod_fc"]
 
@@ -74,19 +74,21 @@ def mod_fc(
     _check_floating("x", x)
     if x.dim() != 3 or x.shape[2] != weight.shape[1]:
         batch = f"{style.shape[0]}|1" if style.shape[0] != 1 else "1"
-        raise ValueError(f"x: got shape {list(x.shape)}, must be [{batch}, P, {weight.shape[1]}]")
+        raise ArgumentError("x", f"got shape {list(x.shape)}, must be [{batch}, P, {weight.shape[1]}]")
     if x.shape[0] not in (1, style.shape[0]):
         wanted = [x.shape[0], weight.shape[1]]
-        raise ValueError(f"style: got shape {list(style.shape)} for x {list(x.shape)}, must be {wanted}, one an image")
+        raise ArgumentError(
+            "style", f"got shape {list(style.shape)} for x {list(x.shape)}, must be {wanted}, one an image"
+        )
     _check_device("x", x, weight)
     if bias is not None:
         _check_floating("bias", bias)
         _check_device("bias", bias, weight)
         if bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias: got shape {list(bias.shape)}, must be [{weight.shape[0]}]")
+            raise ArgumentError("bias", f"got shape {list(bias.shape)}, must be [{weight.shape[0]}]")
     check_choice("activation", activation, ref.ACTIVATIONS)
     if activation == "sinrelu" and weight.shape[0] % 2:
-        raise ValueError(f"weight: got {weight.shape[0]} outputs, activation 'sinrelu' needs an even number")
+        raise ArgumentError("weight", f"got {weight.shape[0]} outputs, activation 'sinrelu' needs an even number")
     dtype = autocast_dtype(x)
     if dtype is None:
         _check_dtype("x", x, weight)
@@ -165,18 +167,20 @@ def fourier_encode(
             _check_device(name, tensor, freq)
             _check_dtype(name, tensor, freq)
     if freq.dim() != 2 or phase.shape != freq.shape[:1]:
-        raise ValueError(f"phase: got shape {list(phase.shape)} for freq {list(freq.shape)}, must be [C] and [C, D]")
+        raise ArgumentError(
+            "phase", f"got shape {list(phase.shape)} for freq {list(freq.shape)}, must be [C] and [C, D]"
+        )
     if coords.dim() != 3 or coords.shape[2] != freq.shape[1]:
-        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [B, P, {freq.shape[1]}]")
+        raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [B, P, {freq.shape[1]}]")
     if table is None and table_coords is not None:
-        raise ValueError("table_coords: given without a table")
+        raise ArgumentError("table_coords", "given without a table")
     at = coords if table_coords is None else table_coords
     if table is not None:
         if table.dim() != 3 or table.shape[2] != freq.shape[0] or 0 in table.shape:
-            raise ValueError(f"table: got shape {list(table.shape)}, must be [H, W, {freq.shape[0]}]")
+            raise ArgumentError("table", f"got shape {list(table.shape)}, must be [H, W, {freq.shape[0]}]")
         if at.shape != (*coords.shape[:2], 2):
             name = "coords" if table_coords is None else "table_coords"
-            raise ValueError(f"{name}: got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]} to read the table")
+            raise ArgumentError(name, f"got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]} to read the table")
     chosen = resolve_encoding_backend(backend, freq.device, freq.dtype, freq.shape[1])
     # Under autocast F c would be rounded to 8 bits before the sine, and every pixel's position with it.
     with without_autocast(coords):
@@ -197,9 +201,9 @@ def _check_weight_and_style(weight: Tensor, style: Tensor) -> None:
     _check_floating("style", style)
     _check_device("style", style, weight)
     if weight.dim() != 2 or 0 in weight.shape:
-        raise ValueError(f"weight: got shape {list(weight.shape)}, must be [O, I]")
+        raise ArgumentError("weight", f"got shape {list(weight.shape)}, must be [O, I]")
     if style.dim() != 2 or style.shape[1] != weight.shape[1]:
-        raise ValueError(f"style: got shape {list(style.shape)}, must be [B, {weight.shape[1]}]")
+        raise ArgumentError("style", f"got shape {list(style.shape)}, must be [B, {weight.shape[1]}]")
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:
@@ -214,4 +218,4 @@ def _check_dtype(name: str, tensor: Tensor, weight: Tensor) -> None:
 
 def _check_device(name: str, tensor: Tensor, weight: Tensor) -> None:
     if tensor.device != weight.device:
-        raise ValueError(f"{name}: got device {tensor.device}, must be {weight.device} like the weights")
+        raise ArgumentError(name, f"got device {tensor.device}, must be {weight.device} like the weights")

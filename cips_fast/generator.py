@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import grids, module_changes
 from .backends.autocast import without_autocast
 from .backends.choice import BACKENDS
-from .checks import check_choice, check_finite
+from .checks import ArgumentError, check_choice, check_finite
 from .geometry import GEOMETRIES
 from .kernels.network import Network
 from .module_changes import change_of, plain_affines
@@ -128,7 +128,7 @@ class CIPSGenerator(nn.Module):
             ValueError: z or coords of another shape, a truncation that is not finite.
         """
         if isinstance(z, Tensor) and z.dim() != 2:
-            raise ValueError(f"z: got shape {list(z.shape)}, must be [B, {self.style_features}]")
+            raise ArgumentError("z", f"got shape {list(z.shape)}, must be [B, {self.style_features}]")
         w = self.truncate(self.mapping(z), truncation)
         return self.synthesis(w, self.native_grid()[None] if coords is None else coords)
 
@@ -163,7 +163,7 @@ class CIPSGenerator(nn.Module):
             ValueError: the crossover is out of range.
         """
         if not 0 <= crossover <= self.num_layers:
-            raise ValueError(f"crossover: got {crossover}, must be 0 to {self.num_layers}")
+            raise ArgumentError("crossover", f"got {crossover}, must be 0 to {self.num_layers}")
         late = torch.arange(self.num_layers, device=w.device)[:, None] >= crossover  # [L, 1]
         return torch.where(late, w_late[:, None], w[:, None])
 
@@ -191,7 +191,7 @@ class CIPSGenerator(nn.Module):
         """
         self._check_latents(w)
         if isinstance(self.encoding, FourierEncoding) and (coords.dim() < 2 or coords.shape[-1] != 2):
-            raise ValueError(f"coords: got shape {list(coords.shape)}, must be [..., 2], x and y last")
+            raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [..., 2], x and y last")
         change, anchors = change_of(self), w.shape[0]
         if mix is None:
             points, grid = _as_points(coords, anchors)
@@ -218,8 +218,8 @@ class CIPSGenerator(nn.Module):
 
     def _by_modules(self, w: Tensor, points: Tensor, mix: Tensor | None, change: str, *, reads_cells: bool) -> Tensor:
         if mix is not None:
-            raise ValueError(
-                f"mix: got weights of anchors for a generator whose {change}, which takes one style an image"
+            raise ArgumentError(
+                "mix", f"got weights of anchors for a generator whose {change}, which takes one style an image"
             )
         module_changes.check_noise(self)
         if not torch.compiler.is_compiling() and change != self._told:
@@ -244,14 +244,14 @@ class CIPSGenerator(nn.Module):
         self._check_latents(w)
         change = change_of(self)
         if change is not None:
-            raise ValueError(f"generator: {change}, must be as it was built")
+            raise ArgumentError("generator", f"{change}, must be as it was built")
         return self._network(w)
 
     def _check_latents(self, w: Tensor) -> None:
         wanted = f"[B, {self.style_features}] or [B, {self.num_layers}, {self.style_features}]"
         per_layer = w.dim() == 3 and w.shape[1] == self.num_layers
         if w.shape[-1] != self.style_features or not (w.dim() == 2 or per_layer):
-            raise ValueError(f"w: got shape {list(w.shape)}, must be {wanted}")
+            raise ArgumentError("w", f"got shape {list(w.shape)}, must be {wanted}")
 
     def _network(self, w: Tensor) -> Network:
         affines = [layer.affine for layer in (*self.layers, *self.to_rgb)]
@@ -315,18 +315,22 @@ def _as_points(coords: Tensor, batch: int) -> tuple[Tensor, tuple[int, int] | No
         return coords.flatten(0, 1)[None], (shape[0], shape[1])
     if coords.dim() == 4 and shape[0] in (1, batch):
         return coords.flatten(1, 2), (shape[1], shape[2])
-    raise ValueError(f"coords: got shape {shape}, must be [P, D], [{batch}, P, D], [H, W, D] or [{batch}|1, H, W, D]")
+    raise ArgumentError(
+        "coords", f"got shape {shape}, must be [P, D], [{batch}, P, D], [H, W, D] or [{batch}|1, H, W, D]"
+    )
 
 
 def _as_mixed_points(coords: Tensor, mix: Tensor, anchors: int) -> tuple[Tensor, Tensor, tuple[int, int] | None]:
     """Coordinates as a list [B|1, P, D], weights of anchors [B, P, J], and the grid's (H, W) if they are one."""
     if coords.dim() not in (2, 3, 4):
-        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [P, D], [H, W, D] or [B|1, H, W, D]")
+        raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [P, D], [H, W, D] or [B|1, H, W, D]")
     shape = tuple(coords.shape[:1] if coords.dim() == 2 else coords.shape[-3:-1])  # (P,) or (H, W)
     images = mix.shape[: -1 - len(shape)]
     if mix.dim() <= len(shape) or mix.shape[len(images) :] != (*shape, anchors) or len(images) > 1:
         wanted = [*shape, anchors]
-        raise ValueError(f"mix: got shape {list(mix.shape)}, must be {wanted}, or such weights for each of B images")
+        raise ArgumentError(
+            "mix", f"got shape {list(mix.shape)}, must be {wanted}, or such weights for each of B images"
+        )
     images, pixels = coords.shape[:1] if coords.dim() == 4 else (1,), math.prod(shape)
     points = coords.reshape(*images, pixels, coords.shape[-1])
     mix = mix.reshape(*(mix.shape[: -1 - len(shape)] or (1,)), pixels, anchors)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from .checks import ArgumentError
 from .modules import EqualLinear, FourierEncoding, ModFC, Shortcut, ToRGB
 
 if TYPE_CHECKING:
@@ -124,9 +125,10 @@ def check_noise(generator: "CIPSGenerator") -> None:
     """Raise ValueError if there is noise for a layer that does not take it."""
     for index, layer in enumerate(generator.layers if generator.noise else ()):
         if not isinstance(layer, ModFC):
-            raise ValueError(
-                f"noise: got True for a generator whose layers.{index} is a {type(layer).__name__}, must be False: "
-                "only a ModFC adds noise (generator.noise = False)"
+            raise ArgumentError(
+                "noise",
+                f"got True for a generator whose layers.{index} is a {type(layer).__name__}, must be False: "
+                "only a ModFC adds noise (generator.noise = False)",
             )
 
 
@@ -136,4 +138,4 @@ def _around(shortcut: nn.Module, before: Tensor) -> Tensor:
 
 def _check_shape(name: str, got: Tensor, wanted: list[int]) -> None:
     if list(got.shape) != wanted:
-        raise ValueError(f"{name}: it returned shape {list(got.shape)}, must be {wanted}")
+        raise ArgumentError(name, f"it returned shape {list(got.shape)}, must be {wanted}")

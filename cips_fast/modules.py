@@ -15,7 +15,7 @@ from . import functional
 from . import reference as ref
 from .backends.autocast import autocast_dtype, without_autocast
 from .backends.choice import BACKENDS, TRITON_DIMENSIONS
-from .checks import check_choice, check_finite, check_flag, checked_count, checked_number
+from .checks import ArgumentError, check_choice, check_finite, check_flag, checked_count, checked_number
 from .geometry import GEOMETRIES
 
 # The largest settings that are taken. They are far beyond what a machine can hold: a typing error or a damaged file
@@ -29,11 +29,11 @@ LARGEST_FREQUENCY = 1e6  # also the largest standard deviation of the embedding
 def check_features(x: Tensor, style: Tensor, inputs: int, affine: nn.Module) -> None:
     """Raise ValueError, with shapes as the caller gave them, unless x [B|1, ..., I] and style [B, S] fit a layer."""
     if x.dim() < 2 or x.shape[-1] != inputs:
-        raise ValueError(f"x: got shape {list(x.shape)}, must be [B, ..., {inputs}], channels last")
+        raise ArgumentError("x", f"got shape {list(x.shape)}, must be [B, ..., {inputs}], channels last")
     width = affine.weight.shape[1] if isinstance(affine, EqualLinear) else style.shape[-1]
     if style.dim() != 2 or style.shape[1] != width or x.shape[0] not in (1, style.shape[0]):
         batch = "B" if x.shape[0] == 1 else x.shape[0]
-        raise ValueError(f"style: got shape {list(style.shape)} for x {list(x.shape)}, must be [{batch}, {width}]")
+        raise ArgumentError("style", f"got shape {list(style.shape)} for x {list(x.shape)}, must be [{batch}, {width}]")
 
 
 class EqualLinear(nn.Module):
@@ -53,7 +53,7 @@ class EqualLinear(nn.Module):
         in_features, out_features = _checked_features(in_features=in_features, out_features=out_features)
         check_finite("bias_init", bias_init)
         if checked_number("lr_multiplier", lr_multiplier, 1e6) == 0:
-            raise ValueError("lr_multiplier: got 0, must be above 0")
+            raise ArgumentError("lr_multiplier", "got 0, must be above 0")
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)  # [O, I]
         self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))  # [O]
         self.lr_multiplier = lr_multiplier
@@ -113,11 +113,11 @@ class Mapping(nn.Module):
             ValueError: z is no floating tensor of that shape.
         """
         if not isinstance(z, Tensor):
-            raise ValueError(f"z: got a {type(z).__name__}, must be a tensor [B, {self.style_features}]")
+            raise ArgumentError("z", f"got a {type(z).__name__}, must be a tensor [B, {self.style_features}]")
         if not z.is_floating_point():
-            raise ValueError(f"z: got dtype {z.dtype}, must be floating")
+            raise ArgumentError("z", f"got dtype {z.dtype}, must be floating")
         if z.dim() == 0 or z.shape[-1] != self.style_features:
-            raise ValueError(f"z: got shape {list(z.shape)}, must be [B, {self.style_features}]")
+            raise ArgumentError("z", f"got shape {list(z.shape)}, must be [B, {self.style_features}]")
         w = ref.rms_norm_ref(z)
         for layer in self.layers:
             w = ref.activate_ref(layer(w), "lrelu")
@@ -159,7 +159,7 @@ class ModFC(nn.Module):
         check_flag("bias", bias)
         check_choice("activation", activation, ref.ACTIVATIONS)
         if activation == "sinrelu" and out_features % 2:
-            raise ValueError(f"out_features: got {out_features}, activation 'sinrelu' needs an even number")
+            raise ArgumentError("out_features", f"got {out_features}, activation 'sinrelu' needs an even number")
         check_choice("backend", backend, BACKENDS)
         self.weight = nn.Parameter(torch.randn(out_features, in_features))  # [O, I]
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None  # [O]
@@ -280,14 +280,15 @@ class FourierEncoding(nn.Module):
         check_choice("backend", backend, BACKENDS)
         chosen = GEOMETRIES[geometry]
         if backend == "triton" and chosen.dimensions not in TRITON_DIMENSIONS:
-            raise ValueError(
-                f"backend: got 'triton', which encodes 2 or 3 coordinate dimensions, and a {geometry} has "
-                f"{chosen.dimensions}; may be 'auto', 'cpu' or 'reference'"
+            raise ArgumentError(
+                "backend",
+                f"got 'triton', which encodes 2 or 3 coordinate dimensions, and a {geometry} has {chosen.dimensions}; "
+                "may be 'auto', 'cpu' or 'reference'",
             )
         if chosen.wraps_any and not align_corners:
-            raise ValueError(
-                f"align_corners: got False, must be True on a {geometry}, where cells have no outer edge on an axis "
-                "that wraps"
+            raise ArgumentError(
+                "align_corners",
+                f"got False, must be True on a {geometry}, where cells have no outer edge on an axis that wraps",
             )
         self.geometry = geometry
         dims = chosen.dimensions

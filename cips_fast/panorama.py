@@ -12,6 +12,7 @@ At the middle of its part, where x = 0, a latent is seen unmixed. Neighbouring p
 import torch
 from torch import Tensor
 
+from .checks import ArgumentError
 from .generator import CIPSGenerator
 from .geometry import GEOMETRIES
 from .pixels import check_size
@@ -36,12 +37,13 @@ class Panorama(Picture):
     ):
         if GEOMETRIES[generator.geometry].wraps[0]:
             flat = " or ".join(repr(name) for name, geometry in GEOMETRIES.items() if not geometry.wraps[0])
-            raise ValueError(
-                f"generator: got geometry {generator.geometry!r}, must be {flat}: its images need no blending"
+            raise ArgumentError(
+                "generator",
+                f"got geometry {generator.geometry!r}, must be {flat}: its images need no blending",
             )
         if len(w) < 2 or len(w) % 2:
-            raise ValueError(
-                f"w: got {len(w)} latents, must be an even number of at least 2: parts are mirrored in turn"
+            raise ArgumentError(
+                "w", f"got {len(w)} latents, must be an even number of at least 2: parts are mirrored in turn"
             )
         check_size(height, width)
         self.generator, self.w, self.dtype = generator, w, dtype

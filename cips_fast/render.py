@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import grids
 from .backends.threads import LEAST
+from .checks import ArgumentError
 from .generator import CIPSGenerator
 from .geometry import GEOMETRIES
 from .grids import WHOLE, Region
@@ -129,8 +130,8 @@ def one_latent(w: Tensor, generator: CIPSGenerator) -> Tensor:
     if shape in ((1, features), (1, layers, features)):
         return w
     several = ": give one picture's latent, w[i]" if w.dim() > 1 and w.shape[-1] == features else ""
-    raise ValueError(
-        f"w: got shape {list(shape)}, must be [{features}], [1, {features}] or [1, {layers}, {features}]{several}"
+    raise ArgumentError(
+        "w", f"got shape {list(shape)}, must be [{features}], [1, {features}] or [1, {layers}, {features}]{several}"
     )
 
 
@@ -181,6 +182,10 @@ def tiles(height: int, width: int, tile: int) -> Iterator[tuple[slice, slice]]:
             yield slice(top, min(top + tile, height)), slice(left, min(left + tile, width))
 
 
+class RegionWarning(UserWarning):
+    """A region goes beyond the coordinates that a generator was trained on."""
+
+
 def check_region(region: Region, geometry: str) -> None:
     """Warn of a region that goes beyond what was trained.
 
@@ -189,10 +194,12 @@ def check_region(region: Region, geometry: str) -> None:
     """
     x0, y0, x1, y1 = region
     if not all(abs(edge) < float("inf") for edge in region) or x0 == x1 or y0 == y1:
-        raise ValueError(f"region: got {region}, must be x0,y0,x1,y1 with x0 != x1 and y0 != y1")
+        raise ArgumentError("region", f"got {region}, must be x0,y0,x1,y1 with x0 != x1 and y0 != y1")
     if not GEOMETRIES[geometry].is_trained(region):
         warnings.warn(
-            f"region: {region} goes beyond the trained -1,-1,1,1: what lies there was never seen", stacklevel=3
+            f"region: {region} goes beyond the trained -1,-1,1,1: what lies there was never seen",
+            RegionWarning,
+            stacklevel=3,
         )
 
 
@@ -207,7 +214,7 @@ def with_bicubic_embedding(generator: CIPSGenerator, finer: int) -> CIPSGenerato
         ValueError: `finer` is below 1.
     """
     if finer < 1:
-        raise ValueError(f"finer: got {finer}, must be at least 1")
+        raise ArgumentError("finer", f"got {finer}, must be at least 1")
     resampled = copy.deepcopy(generator)
     encoding, table = resampled.encoding, resampled.encoding.embedding
     finer = max(1, min(finer, int((MOST_TABLE_BYTES / table.nbytes) ** 0.5)))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import ArgumentError
 from .geometry import GEOMETRIES, Region
 from .render import Picture
 
@@ -45,9 +46,11 @@ def check_repeats(across: int, down: int, region: Region, geometry: str) -> None
         (down, "down", "y", shape.wraps[1], shape.whole_turns(region)[1]),
     ):
         if count > 1 and not wraps:
-            raise ValueError(f"repeat: got {count} {words}, must be 1: {axis} does not wrap on a {geometry}")
+            raise ArgumentError("repeat", f"got {count} {words}, must be 1: {axis} does not wrap on a {geometry}")
         if count > 1 and not meets:
-            raise ValueError(f"repeat: got {count} {words}, must be 1: the region is not a whole turn along {axis}")
+            raise ArgumentError(
+                "repeat", f"got {count} {words}, must be 1: the region is not a whole turn along {axis}"
+            )
 
 
 class Seam(NamedTuple):

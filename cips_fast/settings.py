@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from typing import Any
 
-from .checks import check_choice, check_flag, checked_count, checked_counts, checked_number, is_count, shown
+from .checks import (
+    ArgumentError,
+    check_choice,
+    check_flag,
+    checked_count,
+    checked_counts,
+    checked_number,
+    is_count,
+    shown,
+)
 from .geometry import GEOMETRIES
 from .modules import LARGEST_FREQUENCY, MOST_CELLS, MOST_FEATURES, MOST_MAPPING_LAYERS
 
@@ -69,7 +78,7 @@ class GeneratorConfig:
 
     def __post_init__(self):
         if not is_count(self.size, LARGEST_SIZE) or self.size < 4 or self.size & (self.size - 1):
-            raise ValueError(f"size: got {shown(self.size)}, must be a power of two from 4 to {LARGEST_SIZE}")
+            raise ArgumentError("size", f"got {shown(self.size)}, must be a power of two from 4 to {LARGEST_SIZE}")
         self._set("size", int(self.size))
         check_choice("variant", self.variant, VARIANTS)
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -77,10 +86,10 @@ class GeneratorConfig:
         for name in ("integer_coords", "align_corners", "noise"):
             check_flag(name, getattr(self, name))
         if GEOMETRIES[self.geometry].wraps_any and self.integer_coords:
-            raise ValueError(f"integer_coords: got True, must be False on a {self.geometry}")
+            raise ArgumentError("integer_coords", f"got True, must be False on a {self.geometry}")
         widths = _block_widths(self.width, self.variant, blocks=self.size.bit_length() - 2)
         if self.activation == "sinrelu" and any(each % 2 for each in widths):
-            raise ValueError(f"width: got {shown(self.width)}, activation 'sinrelu' needs even numbers")
+            raise ArgumentError("width", f"got {shown(self.width)}, activation 'sinrelu' needs even numbers")
         self._set("width", widths)
         self._fill_in("encoding_features", widths[0])
         self._fill_in("embedding_size", self.size)
@@ -130,14 +139,14 @@ def parse_settings(text: str) -> dict:
         ValueError: the text is no such JSON; the message names the setting, what it is and what it must be.
     """
     if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"settings: got {len(text)} characters, must be at most {MOST_CHARACTERS}")
+        raise ArgumentError("settings", f"got {len(text)} characters, must be at most {MOST_CHARACTERS}")
     try:
         settings = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ValueError(f"settings: must be JSON ({reason})") from None
+        raise ArgumentError("settings", f"must be JSON ({reason})") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"settings: got {shown(settings)}, must be a JSON object")
+        raise ArgumentError("settings", f"got {shown(settings)}, must be a JSON object")
     if unknown := [name for name in settings if name not in NAMES]:
         raise ValueError(f"unknown settings {_listed(unknown)}: was it written by a later version?")
     if missing := [name for name in NAMES if name not in settings]:
@@ -163,21 +172,24 @@ def check_agreement(settings: Mapping[str, object], shapes: Mapping[str, tuple[i
         found["width"] = [next(iter(shapes[f"layers.{index}.weight"]), 0) for index in range(1, layers, 2)]
     for name in NAMES:
         if name in found and found[name] != settings[name]:
-            raise ValueError(f"{name}: got {shown(settings[name])}, but the tensors are of {shown(found[name])}")
+            raise ArgumentError(name, f"got {shown(settings[name])}, but the tensors are of {shown(found[name])}")
 
 
 def _block_widths(width: int | str | Sequence[int], variant: str, blocks: int) -> list[int]:
     """Channels of every block, from what the caller gave."""
     if isinstance(width, str) and width == "published":
         if blocks > len(PUBLISHED_WIDTHS[variant]):
-            raise ValueError(f"width: 'published' widths reach to size {2 ** (len(PUBLISHED_WIDTHS[variant]) + 1)}")
+            raise ArgumentError(
+                "width", f"'published' widths reach to size {2 ** (len(PUBLISHED_WIDTHS[variant]) + 1)}"
+            )
         return list(PUBLISHED_WIDTHS[variant][:blocks])
     if is_count(width, MOST_FEATURES):
         return [int(width)] * blocks
     if isinstance(width, list | tuple):
         return checked_counts("width", width, blocks, MOST_FEATURES)
-    raise ValueError(
-        f"width: got {shown(width)}, must be 'published', or one or {blocks} whole numbers from 1 to {MOST_FEATURES}"
+    raise ArgumentError(
+        "width",
+        f"got {shown(width)}, must be 'published', or one or {blocks} whole numbers from 1 to {MOST_FEATURES}",
     )
 
 

@@ -19,7 +19,7 @@ from .backends import network_ops
 from .backends.autocast import autocast_dtype
 from .backends.choice import TRITON_DIMENSIONS, is_one_operator, resolve_backend
 from .backends.threads import slices
-from .checks import check_choice, is_count, shown
+from .checks import ArgumentError, check_choice, is_count, shown
 from .kernels.network import Network
 from .pixel_styles import mixed_fc
 
@@ -79,7 +79,7 @@ def synthesis(
     chosen = resolve_backend(backend, coords.device, dtype)
     encodes = chosen != "triton" or coords.shape[-1] in TRITON_DIMENSIONS
     if not encodes and backend == "triton":
-        raise ValueError(f"coords: got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
+        raise ArgumentError("coords", f"got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
     plain = activation == "lrelu" and noise_strength is None and mix is None
     if plain and encodes and is_one_operator(chosen, dtype):
         form = (len(network.weights), network.residual, network.align_corners)
@@ -108,22 +108,24 @@ def checked_chunk(pixel_chunk: int | None) -> int | None:
         return None
     if not is_count(pixel_chunk, LARGEST_CHUNK):
         wanted = "a whole number of at least 1, or None to keep all activations"
-        raise ValueError(f"pixel_chunk: got {shown(pixel_chunk)}, must be {wanted}")
+        raise ArgumentError("pixel_chunk", f"got {shown(pixel_chunk)}, must be {wanted}")
     return int(pixel_chunk)
 
 
 def _check_points(batch: int, dims: int, coords: Tensor, at: Tensor) -> None:
     if coords.dim() != 3 or coords.shape[0] not in (1, batch) or coords.shape[2] != dims:
-        raise ValueError(f"coords: got shape {list(coords.shape)}, must be [{batch}|1, P, {dims}]")
+        raise ArgumentError("coords", f"got shape {list(coords.shape)}, must be [{batch}|1, P, {dims}]")
     if at.shape != (*coords.shape[:2], 2):
-        raise ValueError(f"at: got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]}, where the table is read")
+        raise ArgumentError(
+            "at", f"got shape {list(at.shape)}, must be {[*coords.shape[:2], 2]}, where the table is read"
+        )
 
 
 def _check_mix(network: Network, coords: Tensor, mix: Tensor, noise_strength: Tensor | None) -> None:
     if noise_strength is not None:
-        raise ValueError("mix: got weights of anchors for a network with noise, which takes one style an image")
+        raise ArgumentError("mix", "got weights of anchors for a network with noise, which takes one style an image")
     if mix.dim() != 3 or mix.shape[1:] != (*coords.shape[1:2], network.batch):
-        raise ValueError(f"mix: got shape {list(mix.shape)}, must be [B, {coords.shape[1]}, {network.batch}]")
+        raise ArgumentError("mix", f"got shape {list(mix.shape)}, must be [B, {coords.shape[1]}, {network.batch}]")
 
 
 def in_chunks(

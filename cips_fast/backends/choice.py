@@ -15,7 +15,7 @@ import logging
 import torch
 from torch.autograd import forward_ad
 
-from ..checks import check_choice
+from ..checks import ArgumentError, check_choice
 from ..kernels.device import can_run_on
 from . import cpu_layer
 
@@ -45,14 +45,15 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
             _tell_once(f"tensors on {device.type}", chosen)
         return chosen
     if backend == "cpu" and device.type != "cpu":
-        raise ValueError(f"backend: got 'cpu' for tensors on {device}, may be 'auto' or 'reference' there")
+        raise ArgumentError("backend", f"got 'cpu' for tensors on {device}, may be 'auto' or 'reference' there")
     if backend == "triton":
         if not _have_triton:
             raise ImportError("backend: got 'triton', which is not installed; may be 'auto', 'cpu' or 'reference'")
         if not can_run_on(device):
-            raise ValueError(
-                f"backend: got 'triton' for tensors on {device}, which takes a GPU, or TRITON_INTERPRET=1 set "
-                "before Python starts; may be 'auto', 'cpu' or 'reference'"
+            raise ArgumentError(
+                "backend",
+                f"got 'triton' for tensors on {device}, which takes a GPU, or TRITON_INTERPRET=1 set "
+                "before Python starts; may be 'auto', 'cpu' or 'reference'",
             )
         if dtype not in TRITON_DTYPES:
             raise TypeError(f"dtype: got {dtype}, backend 'triton' takes bfloat16, float16 or float32")
@@ -76,7 +77,7 @@ def resolve_encoding_backend(backend: str, device: torch.device, dtype: torch.dt
     if chosen != "triton" or dimensions in TRITON_DIMENSIONS:
         return chosen
     if backend == "triton":
-        raise ValueError(f"freq: got {dimensions} coordinate dimensions, backend 'triton' takes 2 or 3")
+        raise ArgumentError("freq", f"got {dimensions} coordinate dimensions, backend 'triton' takes 2 or 3")
     if not torch.compiler.is_compiling():
         _tell_once(f"encoding {dimensions} coordinate dimensions on {device.type}", "reference")
     return "reference"
