@@ -22,6 +22,7 @@ class Geometry(ABC):
 
     Attributes:
         name: its key in `GEOMETRIES`, which options, `generator.geometry` and checkpoints hold.
+        summary: its images, in a few words for a help text.
         wraps: whether the axes x and y are circles.
         aspect: width of the native image by its height; the embedding table has the same aspect. Training images have
             it too.
@@ -29,6 +30,7 @@ class Geometry(ABC):
     """
 
     name: str
+    summary: str
     wraps: tuple[bool, bool]
     aspect: int
     dimensions: int
@@ -99,6 +101,7 @@ class Plane(Geometry):
     """A flat square; no axis wraps."""
 
     name = "plane"
+    summary = "square images"
     wraps = (False, False)
     aspect = 1
     dimensions = 2
@@ -112,6 +115,7 @@ class Cylinder(Geometry):
     """A panorama of 360 degrees, twice as wide as high: x wraps, and y has edges."""
 
     name = "cylinder"
+    summary = "panoramas of 360 degrees, RES high and twice as wide"
     wraps = (True, False)
     aspect = 2
     dimensions = 3
@@ -125,6 +129,7 @@ class Torus(Geometry):
     """A texture that tiles: x and y wrap, and the whole image is one period of it."""
 
     name = "torus"
+    summary = "square textures that tile"
     wraps = (True, True)
     aspect = 1
     dimensions = 4

@@ -363,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
         "--geometry",
         type=_one_of(GEOMETRIES),
         metavar=_names(GEOMETRIES),
-        help="cylinder: panoramas of 360 degrees, RES high and twice as wide (default: plane)",
+        help=f"{'; '.join(f'{each.name}: {each.summary}' for each in GEOMETRIES.values())} (default: plane)",
     )
     more = parser.add_argument_group("networks and optimisation (default: by preset)").add_argument
     more(
