@@ -9,8 +9,8 @@ from typing import Any
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 200
 _short.maxlist = _short.maxtuple = 10
-LONGEST_SHOWN = 80  # characters
-LONGEST_NUMBER = 256  # bits of a whole number that a message shows; Python refuses to print very long ones
+MAX_SHOWN_CHARACTERS = 80
+MAX_SHOWN_BITS = 256  # of a whole number; Python refuses to print very long ones
 
 
 class ArgumentError(ValueError):
@@ -43,13 +43,13 @@ def argument_os_error(kind: type[OSError], name: str, reason: str, number: int |
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it: its repr, cut where that is long, in a time that is bounded as well."""
-    if isinstance(value, str) and len(value) > LONGEST_SHOWN:
-        return f"{value[:LONGEST_SHOWN]!r}... ({len(value)} characters)"
-    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+    """A value as error messages show it: its repr, shortened if it is long. The time for this is bounded as well."""
+    if isinstance(value, str) and len(value) > MAX_SHOWN_CHARACTERS:
+        return f"{value[:MAX_SHOWN_CHARACTERS]!r}... ({len(value)} characters)"
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
         return f"a number of {value.bit_length()} bits"
     text = _short.repr(value)
-    return text if len(text) <= LONGEST_SHOWN + 2 else text[:LONGEST_SHOWN] + "..."
+    return text if len(text) <= MAX_SHOWN_CHARACTERS + 2 else text[:MAX_SHOWN_CHARACTERS] + "..."
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -66,7 +66,7 @@ def checked_count(name: str, value: int, largest: int) -> int:
 
 
 def is_count(value: Any, largest: int) -> bool:
-    """Whether the value is a whole number from 1 to `largest`; a bool is none."""
+    """Whether the value is a whole number from 1 to `largest`; a bool is not."""
     return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= largest
 
 
