@@ -9,7 +9,7 @@ from torch import Tensor
 from . import reference as ref
 from .backends import cpu_layer, cpu_ops, triton_ops
 from .backends.autocast import autocast_dtype, without_autocast
-from .backends.choice import BACKENDS, is_one_operator, resolve_backend
+from .backends.choice import BACKENDS, is_one_operator, resolve_backend, resolve_encoding_backend
 from .checks import ArgumentError, check_choice
 
 __all__ = ["BACKENDS", "fourier_encode", "mod_fc", "modulate", "noisy_mod_fc"]
@@ -139,7 +139,8 @@ def fourier_encode(
     sin(F c + φ), or [sin(F c + φ); E(c)]   (Anokhin et al., arXiv 2011.13775, section 3)
 
     Args:
-        coords: [B, P, D] or [1, P, D], any range; the usual one is [-1, 1]. `triton` takes D of 2 or 3.
+        coords: [B, P, D] or [1, P, D], any range; the usual one is [-1, 1]. `triton` takes D of 2 or 3; for
+            any other D `auto` is `reference` on a GPU.
         freq: F, radians per unit of coordinate, floating; all other tensors have its dtype [C, D].
         phase: φ, radians [C].
         table: the embedding table E [H, W, C].
@@ -180,12 +181,10 @@ def fourier_encode(
             raise ArgumentError(
                 name, f"got shape {list(read_at.shape)}, must be {[*coords.shape[:2], 2]} to read the table"
             )
-    chosen = resolve_backend(backend, freq.device, freq.dtype)
+    chosen = resolve_encoding_backend(backend, freq.device, freq.dtype, freq.shape[1])
     # Under autocast F c would be rounded to 8 bits before the sine, and with it the position of every pixel.
     with without_autocast(coords):
         if is_one_operator(chosen, freq.dtype):
-            if chosen == "triton" and freq.shape[1] not in (2, 3):
-                raise ArgumentError("freq", f"got {freq.shape[1]} coordinate dimensions, backend 'triton' takes 2 or 3")
             rows = coords.flatten(0, 1).float()
             points = None if table is None else read_at.flatten(0, 1).float()
             operator = triton_ops.fourier if chosen == "triton" else cpu_ops.fourier

@@ -1,17 +1,15 @@
 """Coordinates: where an image's pixels lie. x goes right, y goes down, the trained area is [-1, 1]².
 
-On a cylinder x goes round: from -1 to 1 is a full turn, and x + 2 is the same place as x.
+In a geometry whose x wraps, such as the cylinder, -1 to 1 is a full turn, and x + 2 is the same point as x.
 """
-
-import math
 
 import torch
 from torch import Tensor
 
+from .geometry import GEOMETRIES, WHOLE, Region
 from .pixels import check_size
 
-Region = tuple[float, float, float, float]
-WHOLE: Region = (-1.0, -1.0, 1.0, 1.0)
+__all__ = ["WHOLE", "Region", "axes", "cylinder", "integer", "plane", "regular"]
 
 
 def plane(
@@ -34,7 +32,7 @@ def plane(
     Raises:
         ValueError: a size below 1.
     """
-    return _grid(*axes(height, width, region)).to(dtype).to(device)
+    return regular(height, width, region, geometry="plane", dtype=dtype, device=device)
 
 
 def cylinder(
@@ -57,34 +55,41 @@ def cylinder(
     Raises:
         ValueError: a size below 1.
     """
-    return _grid(*axes(height, width, region, geometry="cylinder")).to(dtype).to(device)
+    return regular(height, width, region, geometry="cylinder", dtype=dtype, device=device)
+
+
+def regular(
+    height: int,
+    width: int,
+    region: Region = WHOLE,
+    *,
+    geometry: str = "plane",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """A regular grid over a region of any geometry.
+
+    Args:
+        height, width: pixels, at least 1.
+        region: (x0, y0, x1, y1); an axis that wraps may go beyond ±1.
+        geometry: a key of `geometry.GEOMETRIES`.
+
+    Returns:
+        Coordinates, x first, in [-1, 1) on axes that wrap, [height, width, 2].
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    return _grid(*axes(height, width, region, geometry=geometry)).to(dtype).to(device)
 
 
 def axes(height: int, width: int, region: Region = WHOLE, *, geometry: str = "plane") -> tuple[Tensor, Tensor]:
-    """x of every column and y of every row of `plane`, or of `cylinder`, float64 [width] and [height], on the CPU.
+    """x of every column and y of every row of `regular`, float64 [width] and [height], on the CPU.
 
-    In float64, to be rounded once: any part of the axes then has the very coordinates of the whole.
+    They are float64 and rounded once, by the caller: any part of the axes then has exactly the whole's coordinates.
     """
     check_size(height, width)
-    x0, y0, x1, y1 = region
-    y = torch.linspace(y0, y1, height, dtype=torch.float64)
-    if geometry == "plane":
-        return torch.linspace(x0, x1, width, dtype=torch.float64), y
-    return around(x0 + (x1 - x0) / width * torch.arange(width, dtype=torch.float64)), y
-
-
-def around(x: Tensor) -> Tensor:
-    """The same place on a cylinder with x in [-1, 1): any shape."""
-    return x - 2 * torch.floor((x + 1) / 2)
-
-
-def on_cylinder(coords: Tensor) -> Tensor:
-    """(cos πx, sin πx, y): where points lie on a cylinder of radius 1, [..., 2] -> [..., 3].
-
-    The two edges of a turn, x = -1 and x = 1, are the same to the bit.
-    """
-    angle = math.pi * around(coords[..., :1])
-    return torch.cat([angle.cos(), angle.sin(), coords[..., 1:]], -1)
+    return GEOMETRIES[geometry].axes(height, width, region)
 
 
 def integer(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:

@@ -1,7 +1,7 @@
-"""Generators whose modules were replaced, wrapped, hooked or given adapters: how that is noticed, and how they draw.
+"""Generators whose modules were replaced, wrapped, hooked or given adapters: how this is noticed, and their synthesis.
 
-A generator as it was built is one operator over its parameters, which calls no layer. That would pass over whatever was
-done to a layer but to its parameters, so a changed generator calls its modules one after another.
+A generator as it was built is one operator over its parameters, and the operator calls no layer. It would ignore any
+change to a layer other than new values of its parameters. So a changed generator calls its modules one after another.
 """
 
 import math
@@ -19,7 +19,7 @@ from .modules import EqualLinear, FourierEncoding, ModFC, Shortcut, ToRGB
 if TYPE_CHECKING:
     from .generator import CIPSGenerator
 
-# What a generator is built of, with the forward method and the number of children that each has then.
+# The modules that a generator is built of: the forward method and the number of children of each kind.
 _BUILT = {
     ModFC: (ModFC.forward, 1),
     ToRGB: (ToRGB.forward, 1),
@@ -30,10 +30,11 @@ _BUILT = {
 
 
 def change_of(generator: "CIPSGenerator") -> str | None:
-    """The first module that the one operator would pass over, in words such as `layers.0 has hooks`; None for none.
+    """The first changed module that the one operator would ignore, such as `layers.0 has hooks`; None if there is none.
 
-    Parametrisations of weights are no change, since the operator reads weights as attributes. Nor is what is done to an
-    affine layer, see `plain_affines`, to the mapping, or to a shortcut: those are called as modules in any case.
+    Parametrisations of weights do not count as changes, since the operator reads weights as attributes. Changes to an
+    affine layer (see `plain_affines`), to the mapping or to a shortcut do not count either: these are always called as
+    modules.
     """
     if (
         nn_module._global_forward_hooks
@@ -46,23 +47,23 @@ def change_of(generator: "CIPSGenerator") -> str | None:
     if change is not None:
         return f"encoding {change}"
     activation = generator.activation
-    for place, layer in enumerate(generator.layers):
+    for index, layer in enumerate(generator.layers):
         change = _change(layer, ModFC) or _other_formula(layer, activation)
         if change is not None:
-            return f"layers.{place} {change}"
-    for place, tap in enumerate(generator.to_rgb):
+            return f"layers.{index} {change}"
+    for index, tap in enumerate(generator.to_rgb):
         change = _change(tap, ToRGB)
         if change is not None:
-            return f"to_rgb.{place} {change}"
-    for place, shortcut in enumerate(generator.shortcuts):
+            return f"to_rgb.{index} {change}"
+    for index, shortcut in enumerate(generator.shortcuts):
         change = None if isinstance(shortcut, Shortcut) else _change(shortcut, nn.Identity)
         if change is not None:
-            return f"shortcuts.{place} {change}"
+            return f"shortcuts.{index} {change}"
     return None
 
 
 def plain_affines(affines: Sequence[nn.Module]) -> bool:
-    """Whether all affine layers do what one product of their weights does."""
+    """Whether one matrix product of their weights computes the same as all affine layers."""
     return not any(_change(affine, EqualLinear) or affine.lr_multiplier != 1 for affine in affines)
 
 
@@ -88,14 +89,14 @@ def _other_formula(layer: ModFC, activation: str) -> str | None:
     return "has no bias" if layer._parameters.get("bias", layer) is None else None
 
 
-def colours(generator: "CIPSGenerator", w: Tensor, points: Tensor, at: Tensor | None = None) -> Tensor:
-    """Colours of points by calling the generator's modules, whatever they are.
+def colours(generator: "CIPSGenerator", w: Tensor, points: Tensor, table_coords: Tensor | None = None) -> Tensor:
+    """Colours of points by calling the generator's modules, of any kind.
 
     Args:
-        generator: its encoding takes points; layers and taps take features and latents, as `ModFC` and `ToRGB` do.
+        generator: its encoding takes points. Its layers and taps take features and latents, as `ModFC` and `ToRGB` do.
         w: style latents [B, S], or one a layer [B, L, S].
         points: [B|1, P, 2].
-        at: where the embedding is read [B|1, P, 2]; the points unless given.
+        table_coords: where the embedding table is read [B|1, P, 2]; the encoding's own choice unless given.
 
     Returns:
         [B, P, 3], of at least float32.
@@ -103,18 +104,18 @@ def colours(generator: "CIPSGenerator", w: Tensor, points: Tensor, at: Tensor | 
     Raises:
         ValueError: a layer or a tap returned another shape, or there is noise for a layer that takes none.
     """
-    x = before = generator.encoding(points) if at is None else generator.encoding(points, at)
+    x = before = generator.encoding(points) if table_coords is None else generator.encoding(points, table_coords)
     taps = dict(zip(generator.tapped, generator.to_rgb, strict=True))
     rgb, pixels = 0, (w.shape[0], points.shape[1])
-    for place, layer in enumerate(generator.layers):
-        before = x if place % 2 else before
-        latent = w if w.dim() == 2 else w[:, place]
-        x = layer(x, latent, *([generator.noise_strength[place]] if generator.noise else []))
-        _check_shape(f"layers.{place}", x, [*pixels, x.shape[-1]])
-        if generator.variant == "res" and place and place % 2 == 0:
-            x = (x + _around(generator.shortcuts[place // 2 - 1], before)) / math.sqrt(2)
-        if place in taps:
-            tap = taps[place](x, latent)
+    for index, layer in enumerate(generator.layers):
+        before = x if index % 2 else before
+        latent = w if w.dim() == 2 else w[:, index]
+        x = layer(x, latent, *([generator.noise_strength[index]] if generator.noise else []))
+        _check_shape(f"layers.{index}", x, [*pixels, x.shape[-1]])
+        if generator.variant == "res" and index and index % 2 == 0:
+            x = (x + _around(generator.shortcuts[index // 2 - 1], before)) / math.sqrt(2)
+        if index in taps:
+            tap = taps[index](x, latent)
             _check_shape("to_rgb", tap, [*pixels, 3])
             rgb = rgb + tap.to(torch.promote_types(tap.dtype, torch.float32))
     return rgb
@@ -122,11 +123,11 @@ def colours(generator: "CIPSGenerator", w: Tensor, points: Tensor, at: Tensor | 
 
 def check_noise(generator: "CIPSGenerator") -> None:
     """Raise ValueError if there is noise for a layer that does not take it."""
-    for place, layer in enumerate(generator.layers if generator.noise else ()):
+    for index, layer in enumerate(generator.layers if generator.noise else ()):
         if not isinstance(layer, ModFC):
             raise ArgumentError(
                 "noise",
-                f"got True for a generator whose layers.{place} is a {type(layer).__name__}, must be False: "
+                f"got True for a generator whose layers.{index} is a {type(layer).__name__}, must be False: "
                 "only a ModFC adds noise (generator.noise = False)",
             )
 

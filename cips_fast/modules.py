@@ -11,13 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from . import functional, grids
+from . import functional
 from . import reference as ref
 from .backends.autocast import autocast_dtype, without_autocast
-from .backends.choice import BACKENDS
+from .backends.choice import BACKENDS, TRITON_DIMENSIONS
 from .checks import ArgumentError, check_choice, check_finite, check_flag, checked_count, checked_number
-
-GEOMETRIES = ("plane", "cylinder")
+from .geometry import GEOMETRIES
 
 # The largest settings that are taken. They are far beyond what a machine can hold: a typing error or a damaged file
 # is then an error at once, and not a process that runs out of memory.
@@ -238,26 +237,26 @@ class Shortcut(nn.Module):
 
 
 class FourierEncoding(nn.Module):
-    """x₀ = [sin(F c + φ); E(c)]: learned Fourier features beside a learned coordinate embedding.
+    """x₀ = [sin(F c + φ); E(c)]: learned Fourier features next to a learned coordinate embedding.
 
-    On a cylinder of radius 1, with x in [-1, 1) once around it, c = (cos πx, sin πx, y), and E wraps: beside its last
-    column lies its first.
+    The geometry decides what the Fourier features see of a point, and where E continues: on a cylinder
+    c = (cos πx, sin πx, y), and the first column of E follows its last; see `cips_fast.geometry`.
 
     Args:
         features: C, of each of the two halves.
-        cells: rows of the embedding; it is stored [H, W, C], a cell's features side by side, W = H on the plane and 2H
-            on a cylinder.
+        cells: rows of the embedding. It is stored [H, W, C], a cell's features side by side, and has the aspect of the
+            geometry's images: W = H, or W = 2H on a cylinder.
         align_corners: whether coordinates -1 and 1 are the centres of the outermost cells (new models) or their outer
             edges (published checkpoints, and then only outside of training at the native size).
         max_frequency: F is drawn uniformly from ± this, in radians per unit of coordinate. The published code draws
             from ±√(9/D) = ±2.12.
         embedding_std: E is drawn N(0, std²). The published code draws N(0, 1).
-        geometry: `plane` or `cylinder`.
+        geometry: a key of `cips_fast.geometry.GEOMETRIES`.
         backend: see `cips_fast.backends.choice`.
 
     Raises:
-        ValueError: an argument of another type, or out of range; an unknown geometry or backend; a cylinder without
-            `align_corners`.
+        ValueError: an argument of another type, or out of range; an unknown geometry or backend; a geometry that wraps
+            without `align_corners`, or has more dimensions than the backend takes.
     """
 
     def __init__(
@@ -277,17 +276,25 @@ class FourierEncoding(nn.Module):
         check_flag("align_corners", align_corners)
         max_frequency = checked_number("max_frequency", max_frequency, LARGEST_FREQUENCY)
         embedding_std = checked_number("embedding_std", embedding_std, LARGEST_FREQUENCY)
-        check_choice("geometry", geometry, GEOMETRIES)
+        check_choice("geometry", geometry, tuple(GEOMETRIES))
         check_choice("backend", backend, BACKENDS)
-        self.wraps = geometry == "cylinder"
-        if self.wraps and not align_corners:
+        chosen = GEOMETRIES[geometry]
+        if backend == "triton" and chosen.dimensions not in TRITON_DIMENSIONS:
             raise ArgumentError(
-                "align_corners", "got False, must be True on a cylinder, where columns have no outer edge"
+                "backend",
+                f"got 'triton', which encodes 2 or 3 coordinate dimensions, and a {geometry} has {chosen.dimensions}; "
+                "may be 'auto', 'cpu' or 'reference'",
             )
-        dims, columns = (3, 2 * cells) if self.wraps else (2, cells)
+        if chosen.wraps_any and not align_corners:
+            raise ArgumentError(
+                "align_corners",
+                f"got False, must be True on a {geometry}, where cells have no outer edge on an axis that wraps",
+            )
+        self.geometry = geometry
+        dims = chosen.dimensions
         self.freq = nn.Parameter(torch.empty(features, dims).uniform_(-max_frequency, max_frequency))  # [C, D]
         self.phase = nn.Parameter(torch.empty(features).uniform_(-(0.5**0.5), 0.5**0.5))  # [C]
-        self.embedding = nn.Parameter(torch.randn(cells, columns, features) * embedding_std)  # [H, W, C]
+        self.embedding = nn.Parameter(torch.randn(*chosen.size(cells), features) * embedding_std)  # [H, W, C]
         self.align_corners = align_corners
         self.backend = backend
 
@@ -297,24 +304,23 @@ class FourierEncoding(nn.Module):
         They are of the parameters' dtype, and of float32 where that has fewer bits: 8 bits do not tell pixels apart.
         """
         coords = coords.to(torch.promote_types(self.freq.dtype, torch.float32))
-        if not self.wraps:
-            return coords, coords
-        return grids.on_cylinder(coords), torch.cat([grids.around(coords[..., :1]), coords[..., 1:]], -1)
+        geometry = GEOMETRIES[self.geometry]
+        return geometry.lift(coords), geometry.table_coords(coords)
 
     def table(self) -> Tensor:
-        """What is read between [-1, 1]: the embedding, and on a cylinder its first column after its last, [H, W, C]."""
-        return torch.cat([self.embedding, self.embedding[:, :1]], 1) if self.wraps else self.embedding
+        """What is read over [-1, 1]: the embedding, and its first cells again after the last on axes that wrap."""
+        return GEOMETRIES[self.geometry].table(self.embedding)
 
     def forward(self, coords: Tensor, table_coords: Tensor | None = None) -> Tensor:
         """Coordinates [B|1, P, 2] -> features [B|1, P, 2C]; the embedding is read at `table_coords` if given."""
-        coords, at = self.points(coords)
-        at = at if table_coords is None else table_coords
+        coords, own_table_coords = self.points(coords)
+        table_coords = own_table_coords if table_coords is None else table_coords
         return functional.fourier_encode(
             coords,
             self.freq.to(coords.dtype),
             self.phase.to(coords.dtype),
             self.table().to(coords.dtype),
-            table_coords=None if at is coords else at,
+            table_coords=None if table_coords is coords else table_coords,
             align_corners=self.align_corners,
             dtype=autocast_dtype(coords) or self.freq.dtype,
             backend=self.backend,

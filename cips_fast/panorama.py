@@ -1,22 +1,20 @@
 """Panoramas of 360° from a generator of plane images: neighbouring latents blend along x.
 
-J latents stand round a circle, u in [0, J). Between two of them a pixel's style is a mixture of theirs, exact for every
-pixel (`mixing`), and the coordinate runs to and fro over what was trained, so that nothing ever jumps:
+J latents lie on a circle, u in [0, J). Between two of them a pixel's style is a mixture of their styles, computed
+exactly for every pixel (`pixel_styles`). The coordinate runs to and fro over what was trained, so that nothing jumps:
 
     x(u) = 1 - |2 (u mod 2) - 2|        -1 at u = 0, 1 at u = 1, -1 again at u = 2
     w(u) = (1 - σ(f)) w_j + σ(f) w_{j+1},   j + f = u - 1/2,   σ(f) = f² (3 - 2f)
 
-A latent is seen pure at the middle of its part, where x = 0; parts that follow each other are mirrored.
+At the middle of its part, where x = 0, a latent is seen unmixed. Neighbouring parts are mirrored.
 """
-
-import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import ArgumentError
 from .generator import CIPSGenerator
+from .geometry import GEOMETRIES
 from .pixels import check_size
 from .render import Picture, digest, synthesise
 
@@ -25,21 +23,23 @@ class Panorama(Picture):
     """A closed panorama of latents.
 
     Args:
-        generator: of plane images, in eval mode.
-        w: style latents [J, S], or one a layer [J, num_layers, S]; J even, or the ends would not meet.
-        height, width: pixels; J·height wide, the parts are squares.
+        generator: in eval mode, of a geometry whose x does not wrap: a plane.
+        w: style latents [J, S], or one a layer [J, num_layers, S]; J is even, since the ends would not meet otherwise.
+        height, width: pixels; the parts are squares if the width is J·height.
         dtype: of the layers: float32, or bfloat16 or float16 under autocast.
 
     Raises:
-        ValueError: an argument that is none of the above.
+        ValueError: an argument of another kind.
     """
 
     def __init__(
         self, generator: CIPSGenerator, w: Tensor, height: int, width: int, *, dtype: torch.dtype = torch.float32
     ):
-        if generator.geometry != "plane":
+        if GEOMETRIES[generator.geometry].wraps[0]:
+            flat = " or ".join(repr(name) for name, geometry in GEOMETRIES.items() if not geometry.wraps[0])
             raise ArgumentError(
-                "generator", f"got geometry {generator.geometry!r}, must be 'plane': it needs no blending"
+                "generator",
+                f"got geometry {generator.geometry!r}, must be {flat}: its images need no blending",
             )
         if len(w) < 2 or len(w) % 2:
             raise ArgumentError(
@@ -67,33 +67,3 @@ class Panorama(Picture):
 
     def fingerprint(self) -> str:
         return digest(self.generator, self.dtype, self.w, self.x, self.y)
-
-
-class Seam(NamedTuple):
-    """How a panorama's edges meet, in colours of [-1, 1].
-
-    Attributes:
-        gap: largest difference between the colours at the two ends, which are one place.
-        step: mean difference between the last column and the first.
-        beside: the same between the columns on either side of them, what `step` is to be like.
-    """
-
-    gap: float
-    step: float
-    beside: float
-
-
-def seam(picture: Picture, left: float, right: float) -> Seam:
-    """Measure a closed panorama, whose coordinates x `left` and `right` are one place.
-
-    Both sides are seen from within, the right one from the last number before it: what has been taken round to `left`
-    could not differ from it.
-    """
-
-    def column(x: float) -> Tensor:
-        return picture.colours(torch.full_like(picture.y, x), picture.y)
-
-    gap = (column(left) - column(math.nextafter(right, left))).abs().max()
-    columns = torch.stack([column(float(picture.x[at % picture.width])) for at in (-2, -1, 0, 1)])
-    before, step, behind = columns.diff(dim=0).abs().mean((1, 2)).tolist()
-    return Seam(float(gap), step, (before + behind) / 2)

@@ -1,8 +1,8 @@
 """Images of any size from one generator, a piece at a time, in memory that does not grow with the image.
 
-Every pixel is computed on its own, so that a rectangle or a handful of pixels costs what it is, and in float32 on a CPU
-it is bit for bit what the whole image has there. On a GPU a kernel is chosen by the number of pixels, and it agrees to
-rounding.
+Every pixel is computed on its own. A rectangle or a list of pixels therefore costs no more than its own pixels, and in
+float32 on a CPU it has the same bits as the whole image has there. On a GPU the number of pixels decides which kernel
+runs, and results agree up to rounding.
 """
 
 import copy
@@ -19,14 +19,15 @@ from . import grids
 from .backends.chunks import MIN_PIXELS
 from .checks import ArgumentError
 from .generator import CIPSGenerator
+from .geometry import GEOMETRIES
 from .grids import WHOLE, Region
 
-CHUNK = 1 << 16  # pixels a call
-TABLE_BYTES = 1 << 28  # that a resampled embedding may take
+CHUNK_PIXELS = 1 << 16  # pixels that one call of the generator computes
+MOST_TABLE_BYTES = 1 << 28  # that a resampled embedding table may take
 
 
 class Picture(ABC):
-    """An image of which pixels are computed when they are asked for.
+    """An image whose pixels are computed when they are asked for.
 
     Attributes:
         height, width: pixels.
@@ -41,19 +42,22 @@ class Picture(ABC):
     dtype: torch.dtype
 
     def pixels(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Colours of single pixels: whole numbers [N] and [N], any of them -> float32 [N, 3]."""
-        parts = zip(rows.cpu().split(CHUNK), columns.cpu().split(CHUNK), strict=True)
+        """Colours of single pixels, in any order: whole numbers [N] and [N] -> float32 [N, 3]."""
+        parts = zip(rows.cpu().split(CHUNK_PIXELS), columns.cpu().split(CHUNK_PIXELS), strict=True)
         colours = [self.colours(self.x[column], self.y[row]) for row, column in parts]
         return torch.cat(colours) if colours else torch.empty(0, 3)
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """A rectangle, float32 [3, h, w], on the generator's device."""
-        x, y = self.x[columns], self.y[rows]
-        return torch.cat([self._band(x, part) for part in y.split(max(1, CHUNK // max(1, len(x))))], 1)
+        return self.grid(self.x[columns], self.y[rows])
 
     def image(self) -> Tensor:
-        """All of it, float32 [3, height, width]."""
+        """The whole image, float32 [3, height, width]."""
         return self.tile(slice(None), slice(None))
+
+    def grid(self, x: Tensor, y: Tensor) -> Tensor:
+        """Colours where rows and columns cross: float64 [w] and [h] on the CPU -> float32 [3, h, w]."""
+        return torch.cat([self._band(x, part) for part in y.split(max(1, CHUNK_PIXELS // max(1, len(x))))], 1)
 
     def _band(self, x: Tensor, y: Tensor) -> Tensor:
         down, across = torch.meshgrid(y, x, indexing="ij")
@@ -61,11 +65,11 @@ class Picture(ABC):
 
     @abstractmethod
     def colours(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of a few points, float64 [N] and [N] on the CPU -> float32 [N, 3]."""
+        """Colours of a few points: float64 [N] and [N] on the CPU -> float32 [N, 3]."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Names what decides the pixels."""
+        """A name for everything that decides the pixels."""
 
 
 class Renderer(Picture):
@@ -73,11 +77,11 @@ class Renderer(Picture):
 
     Args:
         generator: in eval mode.
-        w: of one picture: style latent [S] or [1, S], or one a layer [1, num_layers, S]. [num_layers, S] is read as one
-            a layer too, with a warning: latents of `num_layers` pictures have the same shape.
+        w: the style latent of one picture, [S] or [1, S], or one latent a layer, [1, num_layers, S]. [num_layers, S] is
+            read as one a layer too, with a warning: latents of `num_layers` pictures have the same shape.
         height, width: of the whole image, in pixels.
-        region: (x0, y0, x1, y1), what the image shows; [-1, 1]² was trained. Beyond that a warning is given: the
-            Fourier features go on, of the embedding there is but the border. On a cylinder x goes round.
+        region: (x0, y0, x1, y1), what the image shows; [-1, 1]² was trained. Beyond it, on axes that do not wrap, the
+            Fourier features continue but the embedding repeats its border, and a warning says so.
         dtype: of the layers: float32, or bfloat16 or float16 under autocast.
 
     Raises:
@@ -169,7 +173,7 @@ def image(
 
 
 def tiles(height: int, width: int, tile: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of the squares that cover an image, row by row, those at the right and the bottom cut."""
+    """Rows and columns of the squares that cover an image, row by row, cut at the right and the bottom edge."""
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             yield slice(top, min(top + tile, height)), slice(left, min(left + tile, width))
@@ -188,8 +192,7 @@ def check_region(region: Region, geometry: str) -> None:
     x0, y0, x1, y1 = region
     if not all(abs(edge) < float("inf") for edge in region) or x0 == x1 or y0 == y1:
         raise ArgumentError("region", f"got {region}, must be x0,y0,x1,y1 with x0 != x1 and y0 != y1")
-    beyond = max(abs(y0), abs(y1)) > 1 or (geometry == "plane" and max(abs(x0), abs(x1)) > 1)
-    if beyond:
+    if not GEOMETRIES[geometry].is_trained(region):
         warnings.warn(
             f"region: {region} goes beyond the trained -1,-1,1,1: what lies there was never seen",
             RegionWarning,
@@ -201,7 +204,7 @@ def check_region(region: Region, geometry: str) -> None:
 def with_bicubic_embedding(generator: CIPSGenerator, finer: int) -> CIPSGenerator:
     """A copy for rendering, with its embedding resampled bicubically to `finer` times as many cells a side.
 
-    Read bilinearly, as embeddings are, the finer one shows no creases between the coarse one's cells. Where it would
+    Embeddings are read bilinearly. The finer one shows no creases between the cells of the coarse one. Where it would
     take more than 256 MiB it is less fine.
 
     Raises:
@@ -211,19 +214,30 @@ def with_bicubic_embedding(generator: CIPSGenerator, finer: int) -> CIPSGenerato
         raise ArgumentError("finer", f"got {finer}, must be at least 1")
     resampled = copy.deepcopy(generator)
     encoding, table = resampled.encoding, resampled.encoding.embedding
-    finer = max(1, min(finer, int((TABLE_BYTES / table.nbytes) ** 0.5)))
+    finer = max(1, min(finer, int((MOST_TABLE_BYTES / table.nbytes) ** 0.5)))
     rows, columns = table.shape[:2]
-    cells = table.permute(2, 0, 1)[None]
-    if encoding.wraps:
-        cells = F.pad(cells, (2, 3, 0, 0), mode="circular")  # as far as a cubic reaches
-        cells = _bicubic(cells, ((rows - 1) * finer + 1, (columns + 4) * finer + 1), True)
-        cells = cells[..., 2 * finer : (2 + columns) * finer]
-    elif encoding.align_corners:
-        cells = _bicubic(cells, ((rows - 1) * finer + 1, (columns - 1) * finer + 1), True)
+    cells = table.permute(2, 0, 1)[None]  # [1, C, H, W]
+    if encoding.align_corners:
+        wraps_x, wraps_y = GEOMETRIES[encoding.geometry].wraps
+        around_y, kept_y = _finer_cells(rows, finer, wraps_y)
+        around_x, kept_x = _finer_cells(columns, finer, wraps_x)
+        cells = cells[:, :, around_y][..., around_x]
+        size = ((len(around_y) - 1) * finer + 1, (len(around_x) - 1) * finer + 1)
+        cells = _bicubic(cells, size, True)[:, :, kept_y, kept_x]
     else:
         cells = _bicubic(cells, (rows * finer, columns * finer), False)
     encoding.embedding = torch.nn.Parameter(cells[0].permute(1, 2, 0).contiguous(), requires_grad=False)
     return resampled
+
+
+def _finer_cells(count: int, finer: int, wraps: bool) -> tuple[Tensor, slice]:
+    """The cells of an axis that are resampled, and which of the finer ones are kept.
+
+    On an axis that wraps there are more cells before the first and after the last, as many as a cubic reaches.
+    """
+    if not wraps:
+        return torch.arange(count), slice(None)
+    return torch.arange(-2, count + 3) % count, slice(2 * finer, (2 + count) * finer)
 
 
 def _bicubic(cells: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from . import functional
 from .backends import network_ops
 from .backends.autocast import autocast_dtype
-from .backends.choice import is_one_operator, resolve_backend
+from .backends.choice import TRITON_DIMENSIONS, is_one_operator, resolve_backend
 from .backends.chunks import chunks
 from .checks import ArgumentError, check_choice, is_count, shown
 from .kernels.network import Network
@@ -78,9 +78,11 @@ def synthesis(
     )
     dtype = autocast_dtype(coords) or network.weights[0].dtype
     chosen = resolve_backend(backend, coords.device, dtype)
-    if activation == "lrelu" and noise_strength is None and mix is None and is_one_operator(chosen, dtype):
-        if chosen == "triton" and coords.shape[-1] not in (2, 3):
-            raise ArgumentError("coords", f"got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
+    encodes = chosen != "triton" or coords.shape[-1] in TRITON_DIMENSIONS
+    if not encodes and backend == "triton":
+        raise ArgumentError("coords", f"got {coords.shape[-1]} dimensions, backend 'triton' takes 2 or 3")
+    plain = activation == "lrelu" and noise_strength is None and mix is None
+    if plain and encodes and is_one_operator(chosen, dtype):
         form = (len(network.weights), network.residual, network.align_corners)
         arguments = (coords.float(), table_coords.float(), tensors, *form, dtype, chosen)
         if not differentiated:
@@ -92,7 +94,8 @@ def synthesis(
         return network_ops.synthesis(*arguments, pixel_chunk or 0)[0]
 
     def colours(coords: Tensor, table_coords: Tensor, mix: Tensor | None = None) -> Tensor:
-        return _layer_by_layer(network, coords, table_coords, mix, activation, noise_strength, chosen)
+        encoder = chosen if encodes else "reference"
+        return _layer_by_layer(network, coords, table_coords, mix, activation, noise_strength, chosen, encoder)
 
     points = (coords, table_coords) if mix is None else (coords, table_coords, mix.to(network.weights[0].dtype))
     if mix is not None and not differentiated:
@@ -151,12 +154,13 @@ def _layer_by_layer(
     activation: str,
     noise_strength: Tensor | None,
     backend: str,
+    encoder: str,
 ) -> Tensor:
     """Colours by one operation after another, each on its backend."""
     encoding = [t.to(coords.dtype) for t in (network.freq, network.phase, network.table)]
     dtype = autocast_dtype(coords) or network.weights[0].dtype
     x = functional.fourier_encode(
-        coords, *encoding, table_coords=table_coords, align_corners=network.align_corners, dtype=dtype, backend=backend
+        coords, *encoding, table_coords=table_coords, align_corners=network.align_corners, dtype=dtype, backend=encoder
     )
     taps = iter(zip(network.tap_weights, network.tap_styles, network.tap_biases, strict=True))
     blocks, tapped = network.blocks, network.tapped

@@ -101,7 +101,7 @@ def test_settings_that_are_none(generator, tmp_path, change, words):
     [
         ("null", "settings: got None, must be a JSON object"),
         ("[]", "settings: got []"),
-        ("{}", "settings 'size', 'width', 'style_features', 'embedding_size' and 10 more are missing"),
+        ("{}", "settings 'size', 'variant', 'width', 'style_features' and 10 more are missing"),
         ('"' + "x" * 1000 + '"', "settings: got 'xxx"),
         ("{", "settings: must be JSON"),
         ("", "settings: must be JSON"),

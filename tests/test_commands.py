@@ -111,6 +111,11 @@ def test_a_bicubic_embedding_changes_what_lies_between_cells(generator, saved, t
         (["--size", "100000", "--out", "{folder}/x.png"], "--size: got 10000000000 pixels in one PNG"),
         (["--size", "100000x1", "--out", "{folder}/x.webp"], "WEBP holds 16383 a side"),
         (["--columns", "0"], "--columns: got 0, must be at least 1"),
+        (["--repeat", "3"], "got '3', must be ACROSSxDOWN"),
+        (["--repeat", "0x2"], "got '0x2', must be ACROSSxDOWN"),
+        (["--repeat", "1x1025"], "got '1x1025', must be ACROSSxDOWN"),
+        (["--repeat", "3x1"], "--repeat: got 3 across, must be 1: x does not wrap on a plane"),
+        (["--repeat", "1x2"], "--repeat: got 2 down, must be 1: y does not wrap on a plane"),
         (["--device", "cuda:77"], "--device: got 'cuda:77', which cannot be used here"),
         (["--device", "abacus"], "--device: got 'abacus', which cannot be used here"),
     ],
@@ -153,3 +158,24 @@ def test_panoramas_have_no_seam(saved, tmp_path, capsys):
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(record["width"], record["height"], record["seam"]) for record in records] == [(50, 20, 0.0)] * 2
     assert np.array_equal(read(tmp_path / "panorama-0006.png"), wanted(cylinder, 6, 20, 50))
+
+
+def test_images_are_repeated_along_axes_that_wrap(tmp_path, capsys):
+    cylinder = CIPSGenerator(size=8, width=16, style_features=16, geometry="cylinder").eval()
+    checkpoint.save(cylinder, tmp_path / "cylinder.safetensors")
+    source, out = str(tmp_path / "cylinder.safetensors"), tmp_path / "repeated.png"
+    assert main(["sample", source, "--seed", "5", "--size", "20x10", "--repeat", "3x1", "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(out), "width": 60, "height": 10, "seeds": [5]}
+    assert np.array_equal(read(out), np.tile(wanted(cylinder, 5, 10, 20), (1, 3, 1)))
+    assert main(["sample", source, "--seed", "5,6", "--size", "20x10", "--repeat", "2x1", "--out", str(out)]) == 0
+    images = [np.tile(wanted(cylinder, seed, 10, 20), (1, 2, 1)) for seed in (5, 6)]
+    assert np.array_equal(read(out), pictures.sheet(images, 2))
+    capsys.readouterr()
+    for arguments, words in (
+        (["--repeat", "1x2"], "--repeat: got 2 down, must be 1: y does not wrap on a cylinder"),
+        (["--repeat", "2x1", "--region", "0,0,1,1"], "--repeat: got 2 across, must be 1: the region is not a whole"),
+        (["--repeat", "1024x1", "--size", "20000x4"], "--repeat: got 1024x1, which makes a side of 20480000 pixels"),
+    ):
+        assert main(["sample", source, "--seed", "5", *arguments, "--out", str(out)]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert words in error

@@ -84,7 +84,7 @@ def test_least_and_most_are_taken(name):
         (["--crop", "8", "--stride-shares", "0.3,0.3,0.3"], "that sum to 1, with --res 32 and --crop 8"),
         (["--preset", "big"], "--preset: got 'big', must be one of auto, cips, cpu"),
         (["--backend", ""], "--backend: got '', must be one of "),
-        (["--geometry", "sphere"], "--geometry: got 'sphere', must be one of plane, cylinder"),
+        (["--geometry", "sphere"], "--geometry: got 'sphere', must be one of plane, cylinder, torus"),
         (["--device", ""], "--device: got '', must be auto, cpu"),
         (["--device", "cpu:1"], "--device: got 'cpu:1', must be auto, cpu"),
         (["--device", "cuda:" + "9" * 30], "--device: got 'cuda:999"),

@@ -11,7 +11,7 @@ from torch.library import opcheck
 
 from cips_fast import functional, grids
 from cips_fast import reference as ref
-from cips_fast.backends import triton_ops
+from cips_fast.backends import choice, triton_ops
 from cips_fast.kernels.device import standing_in
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
@@ -224,6 +224,16 @@ def test_unserved_dimensions_are_named(device):
     inputs = [torch.zeros(*shape, device=device.kind) for shape in ((1, 5, 1), (3, 1), (3,))]
     with pytest.raises(ValueError, match="freq: got 1 coordinate dimensions, backend 'triton' takes 2 or 3"):
         functional.fourier_encode(*inputs, backend="triton")
+
+
+@pytest.mark.skipif(not choice._have_triton, reason="Triton is not installed")
+def test_auto_encodes_dimensions_that_the_kernels_do_not_take_by_the_reference():
+    """A GPU is not needed to choose: the layers of such a network keep the kernels."""
+    gpu = torch.device("cuda", 0)
+    assert choice.resolve_encoding_backend("auto", gpu, torch.float32, 3) == "triton"
+    assert choice.resolve_encoding_backend("auto", gpu, torch.float32, 4) == "reference"
+    assert choice.resolve_backend("auto", gpu, torch.float32) == "triton"
+    assert choice.resolve_encoding_backend("auto", torch.device("cpu"), torch.float32, 4) == "cpu"
 
 
 STRAY = [math.nan, math.inf, -math.inf, 1e38, -1e38]

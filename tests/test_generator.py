@@ -211,7 +211,7 @@ def test_bad_checkpoints_are_refused(tmp_path):
         ({"variant": None}, "variant: got None, may be 'skip'"),
         ({"activation": "relu"}, "activation: got 'relu'"),
         ({"activation": ["lrelu"]}, r"activation: got \['lrelu'\], may be"),
-        ({"geometry": "torus"}, "geometry: got 'torus', may be 'plane'"),
+        ({"geometry": "sphere"}, "geometry: got 'sphere', may be 'plane'"),
         ({"embedding_size": 0}, "embedding_size: got 0, must be a whole number from 1 to 16384"),
         ({"embedding_size": 10**9}, "embedding_size: got 1000000000, must be a whole number from 1 to 16384"),
         ({"size": 1 << 15}, "embedding_size: got 32768, must be"),

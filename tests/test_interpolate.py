@@ -107,6 +107,27 @@ def test_a_turn_of_a_panorama_has_no_seam(source, shown, tmp_path):
         assert_same(after, np.roll(before, -4, 1))
 
 
+@pytest.mark.parametrize("source", ["torus"], indirect=True)
+def test_a_turn_of_a_torus_may_go_down(source, shown, tmp_path):
+    assert interpolate(source[0], tmp_path / "turn.gif", "--pan", "0,2", "--loop", "--seconds", 1, "--fps", 8) == 0
+    assert shown[0].shape == (SIZE, SIZE, 3)
+    for before, after in zip(shown, [*shown[1:], shown[0]], strict=True):
+        assert_same(after, np.roll(before, -2, 0))
+
+
+def test_a_region_has_the_same_bicubic_embedding_as_in_sample(source, shown, tmp_path):
+    """It is as fine as the region's magnification asks for, here 20 times."""
+    path, generator = source
+    view = ("--region=0,0,0.1,0.1", "--embedding", "bicubic")
+    assert interpolate(path, tmp_path / "walk.gif", *view, "--seeds", "3,5", "--seconds", 1, "--fps", 2) == 0
+    assert main(["sample", str(path), *view, "--seed", "3", "--device", "cpu", "--out", str(tmp_path / "3.png")]) == 0
+    with Image.open(tmp_path / "3.png") as sample:
+        assert_same(shown[0], np.asarray(sample))
+    w = style_latents(generator, [3])[0]
+    coarse = rendered(render.with_bicubic_embedding(generator, SIZE // 8), w, (0, 0, 0.1, 0.1))
+    assert np.abs(shown[0].astype(int) - coarse).max() > 1
+
+
 def test_several_seeds_change_while_the_camera_moves(source, shown, tmp_path):
     path, generator = source
     options = ("--pan", "0.5,0", "--region=-1,-1,0.5,0.5", "--seeds", "4,9", "--seconds", 1, "--fps", 2)

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from cips_fast import CIPSGenerator, grids, panorama, render
+from cips_fast import CIPSGenerator, grids, panorama, render, repeats
 
 GENERATORS = {
     "plane": {},
@@ -31,7 +31,7 @@ def latent(generator, seed=0):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_pieces_are_bit_for_bit_those_of_the_whole(kind, threads, monkeypatch):
-    monkeypatch.setattr(render, "CHUNK", 1 << 12)
+    monkeypatch.setattr(render, "CHUNK_PIXELS", 1 << 12)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -176,7 +176,7 @@ def test_a_panorama_of_plane_latents_closes_and_shows_each_of_them():
     w = torch.stack([latent(generator, seed) for seed in range(4)])
     picture = panorama.Panorama(generator, w, 16, 4 * 32)
     whole = picture.image()
-    assert panorama.seam(picture, 0, 4).gap == 0
+    assert repeats.seam(picture, 0, 4).gap == 0
     for j in range(4):  # the middle of a part is a latent's own, at x = 0
         column = picture.tile(slice(None), slice(32 * j + 16, 32 * j + 17))[..., 0]
         own = render.Renderer(generator, w[j], 16, 3).tile(slice(None), slice(1, 2))[..., 0]
@@ -190,13 +190,13 @@ def test_a_seam_is_found_where_there_is_one():
     generator = generator_of("plane")
     w = latent(generator)
     plane = render.Renderer(generator, w, 16, 64)
-    open_ends = panorama.seam(plane, -1, 1)
+    open_ends = repeats.seam(plane, -1, 1)
     before, step, behind = plane.image()[..., [-2, -1, 0, 1]].diff(dim=-1).abs().mean((0, 1)).tolist()
     assert open_ends.gap > 0.1
     assert open_ends.step == pytest.approx(step, rel=1e-4)
     assert open_ends.beside == pytest.approx((before + behind) / 2, rel=1e-4)
     assert open_ends.step > 3 * open_ends.beside
-    closed = panorama.seam(panorama.Panorama(generator, torch.stack([w, -w]), 16, 64), 0, 2)
+    closed = repeats.seam(panorama.Panorama(generator, torch.stack([w, -w]), 16, 64), 0, 2)
     assert closed.gap == 0
     assert closed.step < 2 * closed.beside
 
@@ -207,7 +207,7 @@ def test_a_seam_is_found_where_an_odd_number_of_parts_is_closed():
     w = torch.stack([latent(generator, seed) for seed in range(3)])
     torn = panorama.Panorama(generator, w[:2], 16, 64)
     torn.w, torn.x = w, torn.x * 1.5
-    assert panorama.seam(torn, 0, 3).gap > 0.1
+    assert repeats.seam(torn, 0, 3).gap > 0.1
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from cips_fast.backends.choice import BACKENDS
 from cips_fast.checks import shown
 from cips_fast.command_line import OptionError, Parser
 from cips_fast.generator import ACTIVATIONS, VARIANTS
+from cips_fast.geometry import GEOMETRIES
 from cips_fast.hardware import PRECISIONS
-from cips_fast.modules import GEOMETRIES
 
 from .presets import MAX_CROP, PRESETS
 
@@ -78,7 +78,7 @@ def _add_main_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--geometry",
         choices=GEOMETRIES,
-        help="geometry of the images: plane, or cylinder for panoramas of 360 degrees, RES high and twice as wide "
+        help=f"geometry of the images: {'; '.join(f'{each.name}, {each.summary}' for each in GEOMETRIES.values())} "
         "(default: plane)",
     )
 

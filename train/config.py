@@ -14,6 +14,7 @@ from cips_fast.backends.choice import resolve_backend
 from cips_fast.checks import shown
 from cips_fast.command_line import OptionError, named_after_options, option_of
 from cips_fast.files.images import reason_of
+from cips_fast.geometry import GEOMETRIES
 from cips_fast.hardware import PRECISIONS, native_half
 from cips_fast.modules import LARGEST_FREQUENCY, MOST_CELLS, MOST_MAPPING_LAYERS
 
@@ -66,7 +67,7 @@ class Options:
     @property
     def patches(self) -> bool:
         """Whether the discriminator sees patches of images, together with their coordinates."""
-        return self.crop < self.res or self.geometry == "cylinder"
+        return self.crop < self.res or GEOMETRIES[self.geometry].wraps_any
 
 
 MAY_CHANGE = frozenset({"out", "kimg", "device", "pixel_chunk", "log_every", "preview_minutes", "checkpoint_minutes"})

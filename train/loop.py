@@ -91,6 +91,7 @@ def _patches(options: Options, source: ImageSource) -> Patches:
         options.mirror,
         options.seed,
         first_pool=FIRST_POOL_IMAGES if _is_drawn(source) else 0,
+        geometry=options.geometry,
     )
 
 

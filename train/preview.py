@@ -7,10 +7,11 @@ from PIL import Image
 
 from cips_fast import CIPSGenerator, render
 from cips_fast.files.pictures import sheet, to_pixels
+from cips_fast.geometry import GEOMETRIES
 
 IMAGES = 15
-COLUMNS = {"plane": 5, "cylinder": 3}
-MAX_SIDE = 256  # pixels
+COLUMNS = {1: 5, 2: 3}  # of the grid, by how many times wider than high an image is
+MAX_SIDE = 256
 
 
 class Previewer:
@@ -30,12 +31,13 @@ class Previewer:
 
     @torch.no_grad()
     def render(self, generator: CIPSGenerator, unwanted: Callable[[], bool] = lambda: False) -> Image.Image | None:
-        """A grid of images; None as soon as `unwanted`, which is called before each image, returns True."""
-        width = 2 * self.side if generator.geometry == "cylinder" else self.side
+        """The grid, rows × columns of images; None if it became `unwanted`, which is asked before each image."""
+        geometry = GEOMETRIES[generator.geometry]
+        height, width = geometry.size(self.side)
         latents = [generator.mapping(z[None])[0] for z in self.z.to(generator.mean_latent.device)]
         images = []
         for w in latents:
             if unwanted():
                 return None
-            images.append(render.image(generator, w, self.side, width, dtype=self.dtype))
-        return Image.fromarray(sheet([to_pixels(image) for image in images], COLUMNS[generator.geometry]))
+            images.append(render.image(generator, w, height, width, dtype=self.dtype))
+        return Image.fromarray(sheet([to_pixels(image) for image in images], COLUMNS[geometry.aspect]))

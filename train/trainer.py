@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cips_fast import CIPSGenerator
 from cips_fast.checkpoint import AVERAGED, check_names_and_shapes
-from cips_fast.grids import on_cylinder
+from cips_fast.geometry import GEOMETRIES
 from cips_fast.hardware import PRECISIONS
 
 from .config import Options
@@ -158,7 +158,7 @@ class Trainer:
     def _logits(self, images: Tensor, coords: Tensor) -> Tensor:
         """Scores [B, 1]. A discriminator of patches gets their coordinates as further channels."""
         if self.options.patches:
-            coords = on_cylinder(coords) if self.options.geometry == "cylinder" else coords
+            coords = GEOMETRIES[self.options.geometry].lift(coords)
             images = torch.cat([images, coords.permute(0, 3, 1, 2).to(images.dtype)], 1)
         return self.discriminator(images.contiguous(memory_format=torch.channels_last))
 
@@ -249,12 +249,10 @@ def make_generator(options: Options) -> CIPSGenerator:
 
 def make_discriminator(options: Options) -> Discriminator:
     """The discriminator for whole images or for patches, as the options say, with initial weights."""
-    input_channels = 3
-    if options.patches:  # then it gets their coordinates as well
-        input_channels += 3 if options.geometry == "cylinder" else 2
+    coordinates = GEOMETRIES[options.geometry].dimensions if options.patches else 0
     return Discriminator(
         options.crop,
-        input_channels=input_channels,
+        input_channels=3 + coordinates,
         max_channels=options.d_channels,
         channel_base=options.d_base,
     )

@@ -21,6 +21,7 @@ from . import cpu_layer
 from .torch_private import in_transform
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
+TRITON_DIMENSIONS = (2, 3)  # of the coordinates that the kernels encode
 
 _log = logging.getLogger("cips_fast")
 _have_triton = importlib.util.find_spec("triton") is not None
@@ -41,7 +42,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
         kernels = device.type == "cuda" and _have_triton and dtype in TRITON_DTYPES and not in_transform()
         chosen = "triton" if kernels else "cpu" if device.type == "cpu" else "reference"
         if not torch.compiler.is_compiling():
-            _log_once(device.type, chosen)
+            _log_once(f"tensors on {device.type}", chosen)
         return chosen
     if backend == "cpu" and device.type != "cpu":
         raise ArgumentError("backend", f"got 'cpu' for tensors on {device}, may be 'auto' or 'reference' there")
@@ -65,6 +66,25 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     return backend
 
 
+def resolve_encoding_backend(backend: str, device: torch.device, dtype: torch.dtype, dimensions: int) -> str:
+    """The backend that encodes coordinates: that of `resolve_backend`, unless the kernels do not take the dimensions.
+
+    In that case `auto` is `reference` for the encoding, while it stays `triton` for the layers.
+
+    Raises:
+        ValueError: `triton` was asked for and does not take this number of dimensions; and all errors of
+            `resolve_backend`.
+    """
+    chosen = resolve_backend(backend, device, dtype)
+    if chosen != "triton" or dimensions in TRITON_DIMENSIONS:
+        return chosen
+    if backend == "triton":
+        raise ArgumentError("freq", f"got {dimensions} coordinate dimensions, backend 'triton' takes 2 or 3")
+    if not torch.compiler.is_compiling():
+        _log_once(f"encoding {dimensions} coordinate dimensions on {device.type}", "reference")
+    return "reference"
+
+
 def is_one_operator(backend: str, dtype: torch.dtype) -> bool:
     """Whether the backend computes a layer or a network of this dtype by one fused operator.
 
@@ -74,7 +94,7 @@ def is_one_operator(backend: str, dtype: torch.dtype) -> bool:
     return backend == "triton" or (backend == "cpu" and dtype in cpu_layer.DTYPES and not in_transform())
 
 
-def _log_once(device: str, chosen: str) -> None:
-    if (device, chosen) not in _logged:
-        _logged.add((device, chosen))
-        _log.info("backend 'auto' is %r for tensors on %s", chosen, device)
+def _log_once(purpose: str, chosen: str) -> None:
+    if (purpose, chosen) not in _logged:
+        _logged.add((purpose, chosen))
+        _log.info("backend 'auto' is %r for %s", chosen, purpose)

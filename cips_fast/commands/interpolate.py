@@ -31,6 +31,7 @@ from ..console import complain
 from ..files import pictures
 from ..files.movie import LIMITS, MIN_FPS, Movie
 from ..generator import CIPSGenerator
+from ..geometry import GEOMETRIES
 from ..grids import Region
 from ..hardware import PRECISIONS
 from ..render import RegionWarning, Renderer, check_region
@@ -221,8 +222,7 @@ def _regions(args: argparse.Namespace, generator: CIPSGenerator, frames: int) ->
         end = camera.magnified(args.region, args.zoom, args.center or ((x0 + x1) / 2, (y0 + y1) / 2))
         return camera.zoom(args.region, end, frames)
     if args.pan is not None:
-        whole_turns = generator.geometry == "cylinder" and args.pan[0] % 2 == 0 and args.pan[1] == 0
-        if args.loop and not whole_turns:
+        if args.loop and not GEOMETRIES[generator.geometry].leads_back(args.pan):
             raise OptionError(
                 f"--loop: cannot be combined with --pan {args.pan[0]:g},{args.pan[1]:g}, not a whole turn of a panorama"
             )

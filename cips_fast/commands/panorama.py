@@ -13,9 +13,11 @@ from pathlib import Path
 
 from ..command_line import OptionError
 from ..generator import CIPSGenerator
+from ..geometry import GEOMETRIES
 from ..hardware import PRECISIONS
-from ..panorama import Panorama, seam
+from ..panorama import Panorama
 from ..render import Picture, Renderer
+from ..repeats import seam
 from ._options import (
     add_out,
     add_precision,
@@ -66,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
 def _panoramas(args: argparse.Namespace, generator: CIPSGenerator) -> list[tuple[Path, Picture, tuple[float, float]]]:
     """For each panorama its path, its picture, and (left, right), two coordinates of the same longitude."""
     latents = seeds_latents(args, generator, args.seeds)
-    dtype, closed, count = PRECISIONS[args.precision], generator.geometry == "cylinder", len(latents)
-    width, height = args.size or (generator.size * (2 if closed else count), generator.size)
+    geometry, count = GEOMETRIES[generator.geometry], len(latents)
+    dtype, closed = PRECISIONS[args.precision], geometry.wraps[0]
+    width, height = args.size or (generator.size * (geometry.aspect if closed else count), generator.size)
     if not closed and count % 2:
         more = f"{args.seeds[0]},{args.seeds[0] + 1}" if count == 1 else f"{count + 1} of them"
         raise OptionError(

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from cips_fast.files.images import reason_of
+from cips_fast.geometry import GEOMETRIES
 
 from . import bluemarble, landscapes
 from .bluemarble import BlueMarbleMap, BlueMarbleSource
@@ -20,15 +21,16 @@ SPLITS = ("train", "heldout")
 def open_source(
     data: str, resolution: int, *, geometry: str = "plane", cache_dir: Path | None = None, split: str = "train"
 ) -> ImageSource:
-    """Open the images named by `data`, R×R pixels each, or panoramas, R×2R.
+    """Open the images named by `data`, R×R pixels each, or R×2R for a geometry whose images are twice as wide as high.
 
     Args:
         data: "landscapes" (drawn here, CC0), "bluemarble" (satellite, needs the extra of that name), the path of a
-            folder, or the path of a .zip file. The two names win over a folder so called: write `./landscapes` for it.
+            folder, or the path of a .zip file. For a folder called like one of the two names write `./landscapes`.
         resolution: R ≥ 1; for "landscapes" up to 8192; for "bluemarble" 64 … 512 and a multiple of 4, or up to 2700
             for panoramas.
-        geometry: "plane", or "cylinder" for panoramas, of which there is "bluemarble", the whole map.
-        cache_dir: where drawn and decoded images are kept; without it the environment variable CIPS_FAST_CACHE, then
+        geometry: a key of `cips_fast.geometry.GEOMETRIES`. The only images twice as wide as high are "bluemarble", the
+            whole map.
+        cache_dir: where drawn and decoded images are kept; unless given, the environment variable CIPS_FAST_CACHE, then
             the user's cache folder.
         split: "train" or "heldout", which share no image; a folder or .zip file has only "train".
 
@@ -36,7 +38,7 @@ def open_source(
         DataError: there is no such data, split or resolution, or not one readable image.
     """
     check_source(data, resolution, geometry=geometry, split=split)
-    if geometry == "cylinder":
+    if _is_panorama(geometry):
         return BlueMarbleMap(resolution)
     if data == "landscapes":
         if missing := " ".join(missing_packages()):
@@ -48,7 +50,7 @@ def open_source(
 
 
 def check_source(data: str, resolution: int, *, geometry: str = "plane", split: str = "train") -> None:
-    """Check all that can be known without reading an image.
+    """Check everything that is known before an image is read.
 
     Args:
         data, resolution, geometry, split: as in `open_source`.
@@ -60,17 +62,22 @@ def check_source(data: str, resolution: int, *, geometry: str = "plane", split: 
         raise DataError(f"resolution is {resolution!r}; it must be a whole number of pixels, 1 or more")
     if split not in SPLITS:
         raise DataError(f"split is {split!r}; it may be {' or '.join(SPLITS)}")
-    if geometry == "cylinder" and data != "bluemarble":
-        raise DataError(f"{data!r} has no panoramas of 360 degrees; for --geometry cylinder it may be bluemarble")
+    if _is_panorama(geometry) and data != "bluemarble":
+        raise DataError(f"{data!r} has no panoramas of 360 degrees; for --geometry {geometry} it may be bluemarble")
     if data == "landscapes":
         if resolution > landscapes.MAX_RESOLUTION:
             raise DataError(
                 f"landscapes have no resolution {resolution}: --res may be up to {landscapes.MAX_RESOLUTION}"
             )
     elif data == "bluemarble":
-        bluemarble.check_resolution(resolution, panorama=geometry == "cylinder")
+        bluemarble.check_resolution(resolution, panorama=_is_panorama(geometry))
     else:
         _check_path(data, split)
+
+
+def _is_panorama(geometry: str) -> bool:
+    """Whether the geometry's images are twice as wide as high."""
+    return GEOMETRIES[geometry].aspect == 2
 
 
 def _check_path(data: str, split: str) -> None:
