@@ -20,7 +20,7 @@ from cips_fast import CIPSGenerator, checkpoint, commands, inversion, render
 from cips_fast.__main__ import command_names, main, parser_of_all
 from cips_fast.checks import ArgumentError, argument_os_error
 from cips_fast.command_line import OptionError, is_out_of_memory, named_after_options
-from cips_fast.commands import _options, interpolate
+from cips_fast.commands import _options, _output, interpolate
 from cips_fast.files import pictures
 from cips_fast.files.movie import Movie
 from cips_fast.files.untrusted import CheckpointError
@@ -306,14 +306,14 @@ def test_a_close_region_has_the_same_embedding_in_every_command(place, monkeypat
 
 def test_json_shows_a_name_as_it_is_or_as_an_escape(capsys, monkeypatch):
     record = {"file": "é.png", "seam": math.nan}
-    _options.say(record)
+    _output.say(record)
     assert capsys.readouterr().out == '{"file": "é.png", "seam": null}\n'
     for name, encoding in (("é²", "ascii"), ("²", "gbk"), ("\udcff", "utf-8")):
         with open(os.devnull, "w", encoding=encoding) as stream:
             lines = []
-            monkeypatch.setattr(_options, "put", lines.append)
+            monkeypatch.setattr(_output, "put", lines.append)
             monkeypatch.setattr(sys, "stdout", stream)
-            _options.say({"file": name})
+            _output.say({"file": name})
         assert lines[0].isascii()
         assert json.loads(lines[0]) == {"file": name}
 

@@ -201,7 +201,7 @@ def test_a_dry_run_counts_a_checkpoint():
     generator, discriminator = Trainer(resolve(LEAST)).generator, Trainer(resolve(LEAST)).discriminator
     g, d = (sum(p.numel() for p in module.parameters()) for module in (generator, discriminator))
     assert needs.checkpoint == 4 * (4 * g + 3 * d)  # weights, average and two moments; weights and two moments
-    assert "MiB a checkpoint; the newest 3 are kept" in described()
+    assert "MiB per checkpoint; the newest 3 are kept" in described()
 
 
 def test_too_little_memory_is_a_warning_in_a_dry_run_and_refused_in_a_run(monkeypatch):
@@ -212,7 +212,7 @@ def test_too_little_memory_is_a_warning_in_a_dry_run_and_refused_in_a_run(monkey
     monkeypatch.setattr(dry_run, "memory_bytes", lambda device: needed - 1)
     last = described().splitlines()[-1]
     assert last.startswith("warning: the run needs about ")
-    assert last.endswith("smaller with --pixel-chunk, --batch or --crop")
+    assert last.endswith("smaller with a smaller --pixel-chunk, --batch or --crop")
     parse(SMALL[:-1])  # the estimate is of twice what fused kernels keep
     monkeypatch.setattr(dry_run, "memory_bytes", lambda device: needs.state + 1)
     with pytest.raises(OptionError, match=r"^--batch 16, --crop 32: a step needs .* --pixel-chunk, --batch or --crop"):

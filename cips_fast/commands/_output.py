@@ -1,17 +1,27 @@
-"""Writing a picture: it is held in memory and saved, or written tile by tile into a pyramidal TIFF."""
+"""Output of the commands: pictures in files, and lines on standard output.
+
+A picture is held in memory and saved, or written tile by tile into a pyramidal TIFF.
+"""
 
 import argparse
+import contextlib
+import errno
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..command_line import OptionError
-from ..console import complain
+from ..console import complain, encodable, put
 from ..files import pictures, pyramid
 from ..files.partial_tiff import discard
 from ..render import Picture, tiles
-from ._options import options_named, save_picture, writable
+from ._options import options_named
 
 MAX_PIXELS_IN_MEMORY = 1 << 28
 TILE_PIXELS = 512  # a side
@@ -100,3 +110,80 @@ def _stream(args: argparse.Namespace, path: Path, picture: Picture) -> None:
                     f"stopped: {done} of {total} tiles are in {path}.partial; run the same command again to finish"
                 )
             raise
+
+
+def check_writable(path: Path) -> None:
+    """Raise OptionError unless a file can be made at a path; missing parent folders are made."""
+    with writable(path):
+        pass
+
+
+@contextlib.contextmanager
+def writable(path: Path, *others: Path, option: str = "--out", given: Path | None = None) -> Iterator[None]:
+    """Before the block, check that a file and others in its folder can be made; missing parent folders are made.
+
+    If the block fails, the folders that were made for it are removed again if they are empty.
+
+    Args:
+        path, others: the files.
+        option: the option that an error names.
+        given: the path that an error shows (default: `path`).
+
+    Raises:
+        OptionError: a file cannot be made.
+    """
+    made: list[Path] = []
+    with contextlib.ExitStack() as undo:
+        undo.callback(_remove_empty, made)
+        try:
+            for folder in reversed(path.parents):
+                if not folder.exists():
+                    folder.mkdir(exist_ok=True)
+                    made.append(folder)
+            for one in (path, *others):
+                _check_name(one)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte
+            raise not_written(given or path, error, option) from None
+        yield
+        undo.pop_all()
+
+
+def _check_name(path: Path) -> None:
+    """Raise OSError if the path is a folder, or if its name is too long."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in reversed(folders):
+            folder.rmdir()
+
+
+def not_written(path: Path, error: Exception, option: str = "--out") -> OptionError:
+    """The error of a command that cannot write a file."""
+    reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error)
+    return OptionError(f"{option}: got {str(path)!r}, which cannot be written ({reason})")
+
+
+def save_picture(path: Path, pixels: np.ndarray, option: str = "--out") -> None:
+    """Write a picture, uint8 [H, W, 3], in the format that the ending of its path names."""
+    try:
+        pictures.save(path, pixels)
+    except (ValueError, OSError) as error:
+        raise not_written(path, error, option) from None
+
+
+def say(record: dict) -> None:
+    """Print a line of JSON on standard output; numbers that are not finite, which JSON lacks, are printed as null."""
+    record = {name: None if _is_not_finite(value) else value for name, value in record.items()}
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    put(line if encodable(line) else json.dumps(record))
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -24,7 +24,8 @@ from ..checks import ArgumentError
 from ..command_line import OptionError
 from ..files.atomic import move_into_place
 from ..generator import CIPSGenerator
-from ._options import add_source, check_writable, not_written, open_generator, say
+from ._options import add_source, open_generator
+from ._output import check_writable, not_written, say
 
 HELP = "conversion of a checkpoint: ours, published, ONNX or torch.export"
 

@@ -30,11 +30,8 @@ from ._options import (
     open_generator,
     options_named,
     renderers_of,
-    save_picture,
-    say,
-    writable,
 )
-from ._output import check_format
+from ._output import check_format, save_picture, say, writable
 
 HELP = "picture from few pixels, most of them near the gaze"
 LESS_MEMORY = ": use a smaller --size; the whole picture is held in memory"

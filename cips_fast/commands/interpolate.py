@@ -35,9 +35,8 @@ from ..geometry import GEOMETRIES
 from ..grids import Region
 from ..hardware import PRECISIONS
 from ..render import RegionWarning, Renderer, check_region
-from . import _options
+from . import _options, _output
 from ._options import options_named
-from ._output import check_format
 
 HELP = "movie of a walk from seed to seed, a zoom or a pan; or grid of mixed styles"
 WALK_SEEDS, CAMERA_SEEDS, MIX_SEEDS = list(range(8)), [0], list(range(4))
@@ -178,12 +177,12 @@ def _write_movie(args: argparse.Namespace, generator: CIPSGenerator) -> int:
             check_region(region, generator.geometry)
         w = _walked(args, generator, frames)
         view = _View.of(args, generator, closest=args.zoom or 1.0)
-    with _options.writable(args.out):
+    with _output.writable(args.out):
         with _options_named(args):
             movie = Movie(args.out, args.fps, view.height, view.width)
         _add_all(args, movie, view, list(zip(w, regions, strict=True)))
     size = {"width": view.width, "height": view.height}
-    _options.say({"file": str(args.out)} | size | chosen | {"frames": frames, "fps": args.fps})
+    _output.say({"file": str(args.out)} | size | chosen | {"frames": frames, "fps": args.fps})
     return 0
 
 
@@ -194,7 +193,7 @@ def _add_all(args: argparse.Namespace, movie: Movie, view: _View, frames: list[t
             for style, region in tqdm(frames, unit="frame", leave=False, disable=None):
                 movie.add(view.pixels(style, region))
     except OSError as error:
-        raise _options.not_written(args.out, error) from None
+        raise _output.not_written(args.out, error) from None
     except KeyboardInterrupt:
         if movie.left:
             complain(f"stopped: {movie.frames} of {len(frames)} frames are in {movie.partial}")
@@ -237,21 +236,21 @@ def _write_grid(args: argparse.Namespace, generator: CIPSGenerator) -> int:
     view = _View.of(args, generator)
     tops, lefts = _offsets(len(seeds) + 1, view.height), _offsets(len(args.mix) + 1, view.width)
     height, width = tops[-1] + view.height, lefts[-1] + view.width
-    check_format(args, args.out, height, width, in_memory=True)
+    _output.check_format(args, args.out, height, width, in_memory=True)
     rows, columns = (_options.seeds_latents(args, generator, group) for group in (seeds, args.mix))
     with _options_named(args):
         mixed_rows = walks.style_mixing_grid(generator, rows, columns, crossover)  # [R, C, L, S]
         check_region(args.region, generator.geometry)
     latents = [*columns, *(w for row, mixed in zip(rows, mixed_rows, strict=True) for w in (row, *mixed))]
     corners = list(itertools.product(tops, lefts))[1:]  # the first stays white
-    with _options.writable(args.out):
+    with _output.writable(args.out):
         grid = np.full((height, width, 3), 255, np.uint8)
         with _no_region_warnings(), tqdm(latents, unit="picture", leave=False, disable=None) as bar:
             for (top, left), w in zip(corners, bar, strict=True):
                 grid[top : top + view.height, left : left + view.width] = view.pixels(w, args.region)
-        _options.save_picture(args.out, grid)
+        _output.save_picture(args.out, grid)
     size = {"width": width, "height": height}
-    _options.say({"file": str(args.out)} | size | {"seeds": seeds, "mix": args.mix, "crossover": crossover})
+    _output.say({"file": str(args.out)} | size | {"seeds": seeds, "mix": args.mix, "crossover": crossover})
     return 0
 
 

@@ -26,10 +26,9 @@ from ._options import (
     open_generator,
     options_named,
     parse_size,
-    say,
     seeds_latents,
 )
-from ._output import write_picture
+from ._output import say, write_picture
 
 HELP = "panoramas of 360 degrees, from a cylinder's generator or from blended latents"
 LESS_MEMORY = ": use a smaller --size, or a .tif, whose memory does not grow with the size"

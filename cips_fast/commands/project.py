@@ -31,13 +31,11 @@ from ._options import (
     add_region,
     add_source,
     native_size,
-    not_written,
     open_generator,
     options_named,
     parse_size,
-    say,
-    writable,
 )
+from ._output import not_written, say, writable
 
 HELP = "latent whose image is closest to a picture, whole or masked"
 PIXELS_PER_STEP = 4096

@@ -33,11 +33,8 @@ from ._options import (
     open_generator,
     options_named,
     renderers_of,
-    save_picture,
-    say,
-    writable,
 )
-from ._output import check_format, render_pixels, write_picture
+from ._output import check_format, render_pixels, save_picture, say, writable, write_picture
 
 HELP = "images of latents, in a grid or in single files, of any size and region"
 LESS_MEMORY = ": use a smaller --size, or a .tif of one picture, whose memory does not grow with the size"
