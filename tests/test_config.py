@@ -7,9 +7,11 @@ import sys
 import pytest
 import torch
 
+from cips_fast.command_line import OptionError
 from cips_fast.train import dry_run, memory
 from cips_fast.train.__main__ import main
-from cips_fast.train.config import RANGES, OptionError, Options, parse, resolve
+from cips_fast.train.config import RANGES, parse, resolve
+from cips_fast.train.options import Options
 from cips_fast.train.trainer import Trainer
 
 SMALL = ["--res", "32", "--device", "cpu", "--dry-run"]

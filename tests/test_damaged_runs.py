@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from cips_fast.checkpoint import read_tensors, write_tensors
-from cips_fast.train.config import OptionError
+from cips_fast.command_line import OptionError
 
 from .training import train
 

@@ -7,9 +7,9 @@ import os
 import pytest
 import torch
 
+from cips_fast.command_line import OptionError
 from cips_fast.train import loop, session
 from cips_fast.train import run_folder as module
-from cips_fast.train.config import OptionError
 from cips_fast.train.failure import RunFailure
 from cips_fast.train.run_folder import RunFolder
 from cips_fast.train.trainer import Trainer

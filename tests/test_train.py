@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from cips_fast import checkpoint
+from cips_fast.command_line import OptionError
 from cips_fast.kernels.device import standing_in
 from cips_fast.train import loop, plot
 from cips_fast.train.__main__ import main
-from cips_fast.train.config import OptionError, parse, resolve
+from cips_fast.train.config import parse, resolve
 from cips_fast.train.data.patches import Patches
 from cips_fast.train.losses import ema_decay, gradient_penalty
 from cips_fast.train.run_folder import RunFolder

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from cips_fast.train import loop
-from cips_fast.train.config import Options, resolve
+from cips_fast.train.config import resolve
+from cips_fast.train.options import Options
 from cips_fast.train.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent

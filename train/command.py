@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
+from cips_fast.command_line import OptionError
 from cips_fast.console import complain, prepare_streams, say
 
-from .config import OptionError, Options, parse
+from .config import parse
 from .data.images import DataError
 from .data.sources import open_source
 from .dry_run import describe
 from .failure import FAILED, RunFailure
 from .loop import run
+from .options import Options
 from .run_folder import RunFolder
 from .signals import abandoning
 

@@ -1,10 +1,8 @@
 """Options of a training run: their default values, and all checks that need no data."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +12,14 @@ from cips_fast.backends.choice import resolve_backend
 from cips_fast.checks import shown
 from cips_fast.command_line import OptionError, named_after_options, option_of
 from cips_fast.files.images import reason_of
-from cips_fast.geometry import GEOMETRIES
 from cips_fast.hardware import PRECISIONS, native_half
 from cips_fast.modules import LARGEST_FREQUENCY, MOST_CELLS, MOST_MAPPING_LAYERS
 
 from .arguments import make_parser
+from .dry_run import check_memory
+from .options import Options
 from .presets import MAX_CROP, NAMED_DATA, PRESETS
-
-
-@dataclass(frozen=True)
-class Options:
-    """All options of a run, resolved. Those in `MAY_CHANGE` may differ when the run is resumed."""
-
-    res: int
-    data: str
-    out: str
-    kimg: float
-    device: str
-    precision: str
-    backend: str
-    seed: int
-    preset: str
-    crop: int
-    batch: int
-    pixel_chunk: int | None
-    stride_shares: tuple[float, ...]
-    mirror: bool
-    geometry: str
-    variant: str
-    width: int | str
-    activation: str
-    style_features: int
-    mapping_layers: int
-    embedding_size: int
-    embedding_std: float
-    max_frequency: float
-    rgb_std: float
-    style_std: float
-    style_mixing: float
-    d_channels: int
-    d_base: int
-    g_lr: float
-    d_lr: float
-    r1_gamma: float
-    r1_every: int
-    ema_kimg: float
-    ema_ramp_up: float
-    log_every: int
-    preview_minutes: float
-    checkpoint_minutes: float
-
-    @property
-    def patches(self) -> bool:
-        """Whether the discriminator sees patches of images, together with their coordinates."""
-        return self.crop < self.res or GEOMETRIES[self.geometry].wraps_any
-
-
-MAY_CHANGE = frozenset({"out", "kimg", "device", "pixel_chunk", "log_every", "preview_minutes", "checkpoint_minutes"})
+from .trainer import make_discriminator, make_generator
 
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 1e30  # a float32 holds it
@@ -106,8 +55,6 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Options, bool]:
     dry_run = given.pop("dry_run")
     options = resolve({name: value for name, value in given.items() if value is not None})
     if not dry_run:
-        from .dry_run import check_memory  # imported here because that module imports this one
-
         check_memory(options)
     return options, dry_run
 
@@ -179,8 +126,6 @@ def _check(options: Options) -> None:
 
 def _check_networks(options: Options) -> None:
     """Make both networks without their weights, so that options which their constructors refuse are refused here."""
-    from .trainer import make_discriminator, make_generator  # imported here because that module imports this one
-
     names = {name: option_of(name) for name in Options.__dataclass_fields__}
     with named_after_options(names | {"size": "--res", "channels": "--d-channels"}), torch.device("meta"):
         make_generator(options)
@@ -270,13 +215,3 @@ def _precision(name: str, device: str) -> str:
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
         raise OptionError(f"{option_of(name)}: got {shown(value)}, must be {wanted}")
-
-
-def to_dict(options: Options) -> dict[str, Any]:
-    """Options as JSON values."""
-    return json_values(dataclasses.asdict(options))
-
-
-def json_values(values: dict[str, Any]) -> dict[str, Any]:
-    """Values with lists in place of tuples, as a JSON file has them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

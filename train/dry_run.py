@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .config import OptionError, Options, to_dict
+from cips_fast.command_line import OptionError
+
 from .data.sources import check_source
 from .memory import memory_bytes
+from .options import Options, to_dict
 from .run_folder import KEPT_CHECKPOINTS
 from .trainer import make_discriminator, make_generator
 

@@ -11,10 +11,10 @@ from tqdm import tqdm
 from cips_fast.command_line import is_out_of_memory
 from cips_fast.console import is_terminal, say, say_in_handler, warn
 
-from .config import Options
 from .data.images import ImageSource
 from .data.patches import Patches
 from .failure import FAILED, RunFailure
+from .options import Options
 from .progress import Clock
 from .resume import find, settle
 from .run_folder import RunFolder

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from cips_fast.checkpoint import read_tensors
+from cips_fast.command_line import OptionError
 from cips_fast.console import say, warn
 from cips_fast.run_checkpoints import PassedOver, by_step, latest_file, open_newest, reason, step_of
 
-from .config import OptionError
 from .metadata import step_in
 from .run_folder import RunFolder
 

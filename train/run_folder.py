@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cips_fast.checkpoint import read_tensors, write_tensors
+from cips_fast.command_line import OptionError
 from cips_fast.console import warn
 from cips_fast.files import lock
 from cips_fast.files.atomic import TEMPORARY, temporary_path, whole_file, write_whole
@@ -28,8 +29,8 @@ from cips_fast.run_checkpoints import (
     step_of,
 )
 
-from .config import MAY_CHANGE, OptionError, Options, to_dict
 from .finite import NotFinite, not_finite
+from .options import MAY_CHANGE, Options, to_dict
 from .stats_file import append_record, forget_after
 
 KEPT_CHECKPOINTS = 3

@@ -11,11 +11,11 @@ from cips_fast.command_line import is_out_of_memory
 from cips_fast.console import say, warn
 from cips_fast.hardware import PRECISIONS
 
-from .config import Options
 from .data.patches import Patches
 from .failure import DIVERGED, FAILED, RunFailure
 from .finite import NotFinite
 from .memory import peak_memory_mib
+from .options import Options
 from .preview import Previewer
 from .progress import Clock, ProgressBar, Schedule, Window, plain_line
 from .run_folder import RunFolder

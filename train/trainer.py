@@ -13,11 +13,11 @@ from cips_fast.checkpoint import AVERAGED, check_names_and_shapes
 from cips_fast.geometry import GEOMETRIES
 from cips_fast.hardware import PRECISIONS
 
-from .config import Options
 from .discriminator import Discriminator
 from .finite import NotFinite, not_finite, probably_finite
 from .losses import discriminator_loss, ema_decay, generator_loss, gradient_penalty, update_average
 from .metadata import check_metadata
+from .options import Options
 
 ADAM_BETAS = (0.0, 0.99)
 
