@@ -58,10 +58,11 @@ def mixed_fc(
     _check(x, weight, styles, mix)
     dtype = autocast_dtype(x) or x.dtype
     gain = ref.LRELU_GAIN if activation == "lrelu" else 1.0  # lrelu(√2 v) = √2 lrelu(v)
-    if resolve_backend(backend, x.device, dtype) == "triton" and not _differentiated(x, weight, styles, bias, mix):
-        y = triton_ops.mixed_fc(x.to(dtype), weight, styles, bias, mix, demodulate, activation == "lrelu")
-        return y if activation == "lrelu" else ref.activate_ref(y, activation)
+    fused = resolve_backend(backend, x.device, dtype) == "triton" and not _differentiated(x, weight, styles, bias, mix)
     with without_autocast(x):
+        if fused:
+            y = triton_ops.mixed_fc(x.to(dtype), weight, styles, bias, mix, demodulate, activation == "lrelu")
+            return y if activation == "lrelu" else ref.activate_ref(y, activation)
         y = F.linear((x * (mix @ styles)).to(dtype), (weight * (gain / math.sqrt(weight.shape[1]))).to(dtype))
         if demodulate:
             y = y * _inverse_norms(weight, styles, mix).to(dtype)

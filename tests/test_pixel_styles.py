@@ -8,6 +8,8 @@ from cips_fast import CIPSGenerator, grids
 from cips_fast import reference as ref
 from cips_fast.backends import triton_ops
 from cips_fast.kernels.device import standing_in
+from cips_fast.kernels.mod_fc_mixed import pair_norms
+from cips_fast.kernels.report.workload import Recorder
 from cips_fast.pixel_styles import mixed_fc
 
 from .accuracy import assert_as_accurate, draw, value_and_gradients
@@ -98,6 +100,16 @@ def test_a_norm_that_overflows_gives_nan_and_not_0(device):
     assert truth[:, 1::3].isnan().all()
     right = torch.isclose(y, truth, rtol=1e-4, atol=1e-4)
     assert (right | y.isnan()).all()
+
+
+def test_the_kernel_takes_float32_norms_under_autocast():
+    x, weight, styles, mix = torch.randn(1, 9, 16), torch.randn(8, 16), torch.randn(2, 16), torch.rand(1, 9, 2)
+    with standing_in(Recorder("sm_90")) as recorder, torch.autocast("cpu", torch.bfloat16):
+        y = mixed_fc(x, weight, styles, None, mix, backend="triton")
+    (call,) = recorder.calls
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(call.arguments["norms_ptr"], pair_norms(weight, styles))
+    assert call.arguments["norms_ptr"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("device", DEVICES[:1], indirect=True)
