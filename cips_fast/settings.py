@@ -46,8 +46,8 @@ class GeneratorConfig:
             number for each block. With `sinrelu` they are even. Kept as one number for each block.
         style_features: S, of z and of w, 1 to 65536.
         activation: `lrelu`, `sin` or `sinrelu`.
-        geometry: a key of `cips_fast.geometry.GEOMETRIES`: `plane`; or `cylinder`, for panoramas, whose x goes round
-            once from -1 to 1, and whose native grid and embedding are twice as wide as high.
+        geometry: a key of `cips_fast.geometry.GEOMETRIES`, such as `plane`, or `cylinder` for panoramas, whose x goes
+            round once from -1 to 1, and whose native grid and embedding are twice as wide as high.
         embedding_size: rows of the coordinate embedding, 1 to 16384; `size` unless given.
         encoding_features: C of the encoding, 1 to 65536; the first block's width unless given.
         mapping_layers: depth of the mapping network, 1 to 64.
