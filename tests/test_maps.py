@@ -8,7 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("folder", ["kernels", "kernels/report", "cips_fast/backends"])
+FOLDERS = ["kernels", "kernels/report", "cips_fast/backends", "cips_fast/files", "train", "train/data"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_a_map_names_every_file_and_no_other(folder):
     path = ROOT / folder
     lines = (path / "__init__.py").read_text(encoding="utf8").splitlines()
@@ -17,3 +20,17 @@ def test_a_map_names_every_file_and_no_other(folder):
     folders = {f"{init.parent.name}/" for init in path.glob("*/__init__.py")}
     assert len(named) == len(set(named))
     assert set(named) == files | folders
+
+
+def test_the_page_on_architecture_names_every_file_and_no_other():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf8")
+    sections = re.findall(r"^### [^\n]*`(\S+)/`\n(.*?)(?=^#)", page, re.MULTILINE | re.DOTALL)
+    named = {
+        f"{folder}/{name}" for folder, text in sections for name in re.findall(r"^\| (\S+\.py) \|", text, re.MULTILINE)
+    }
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for top in ("cips_fast", "kernels", "train")
+        for path in (ROOT / top).rglob("*.py")
+    }
+    assert named == {file for file in files if not file.endswith("__init__.py")}

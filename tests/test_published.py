@@ -263,7 +263,7 @@ def test_files_of_other_kinds(tmp_path):
     (tmp_path / "x.pt").touch()
     assert "x.pt' is empty" in refusal(tmp_path / "x.pt")
     checkpoint.save(CIPSGenerator(8, width=4, style_features=4), tmp_path / "ours.pt")
-    assert "is not a published one but of cips_fast; use cips_fast.load" in refusal(tmp_path / "ours.pt")
+    assert "is one of cips_fast's own, which cips_fast.load reads" in refusal(tmp_path / "ours.pt")
     safetensors.torch.save_file(tiny_state(), tmp_path / "theirs.pt")
     assert load_published(tmp_path / "theirs.pt").size == 8
     for source in (None, 3, [tiny_state()]):

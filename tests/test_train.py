@@ -347,7 +347,7 @@ def test_dry_run_knows_the_memory_of_chunks(tmp_path, monkeypatch, capsys):
 
     def estimate(*arguments):
         assert main(["--res", "512", "--preset", "cips", "--device", "cpu", "--dry-run", *arguments]) == 0
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if "activations a step" in line]
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "activations in a step" in line]
         return int(line.split()[0].replace(",", ""))
 
     assert estimate() == pytest.approx(estimate("--pixel-chunk", "4096") * 16, rel=0.01)  # 16 chunks of a 256² crop

@@ -2,10 +2,11 @@
 
     __main__.py       starts the command, and handles signals before anything else is imported
     command.py        the command from its arguments to its exit status
-    config.py         options: defaults, ranges, checks, --help
+    arguments.py      the command line: options and their help texts
+    options.py        the options as the rest of the trainer sees them
+    config.py         their defaults, ranges and checks
     presets.py        values of options that the user does not give
     dry_run.py        --dry-run: what a run would do, and the memory that it needs
-    output.py         lines that are printed
 
     loop.py           a whole run: resume or start it, draw its images, train, report how it ended
     session.py        the steps of one session, and when it logs, saves and previews
@@ -29,11 +30,9 @@
 
 Where to add
 
-    a data source     a file in data/ with a class that follows `data.images.ImageSource`, and its name in
-    data/sources.py a loss            losses.py for the formula; `Trainer.step` in trainer.py for its use;
-    `Session.record` in session.py
-                      for its value in stats.jsonl
-    an option         config.py: the field of `Options`, its range, its line of --help
+    a data source     a class in data/ that follows `data.images.ImageSource`, and its name in data/sources.py
+    a loss            losses.py: the formula; `Trainer.step`: its use; `Session.record`: its value in stats.jsonl
+    an option         options.py: the field; arguments.py: its help; config.py: its range; presets.py: its value
     a logger          `Session.loggers` in session.py: a function that takes a record of statistics
 
 cips_fast never imports this package. Random numbers come from the seed and the number of the step alone, so that a

@@ -248,7 +248,7 @@ class PartialTiff:
             if len(self):
                 estimate = self._end * self.total // len(self)
                 reason += f"; {len(self):,} of {self.total:,} tiles are stored there, in {self._end:,} bytes of about "
-                reason += f"{estimate:,}, and the same call continues from them"
+                reason += f"{estimate:,}; repeat the same call to continue"
             raise argument_os_error(OSError, "path", reason, error.errno) from error
 
 
