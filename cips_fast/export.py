@@ -74,8 +74,8 @@ class Synthesis(nn.Module):
         read = [*range(generator.num_layers), *generator.tapped]  # which layer's latent each affine layer reads
         latents = [w if w.dim() == 2 else w[:, layer] for layer in read]
         styles = [ref.linear_ref(latent, a.weight, a.bias) for latent, a in zip(latents, affines, strict=True)]
-        points, at = generator.encoding.points(coords if coords.dim() == 3 else coords[None])
-        return ref.synthesis_ref(generator.network_of(styles), points, at, activation=generator.activation)
+        points, table_coords = generator.encoding.points(coords if coords.dim() == 3 else coords[None])
+        return ref.synthesis_ref(generator.network_of(styles), points, table_coords, activation=generator.activation)
 
 
 def export_program(

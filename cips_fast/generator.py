@@ -46,7 +46,7 @@ class CIPSGenerator(nn.Module):
         ValueError: an argument of another type, or out of its range.
     """
 
-    _told: str | None = None  # the change of modules that a warning has already named
+    _warned: str | None = None  # the change of modules that a warning has already named
 
     @with_settings
     def __init__(self, size: int = 256, *, backend: str = "auto", pixel_chunk: int | None = None, **settings: Any):
@@ -222,8 +222,8 @@ class CIPSGenerator(nn.Module):
                 "mix", f"got weights of anchors for a generator whose {change}, which takes one style an image"
             )
         module_changes.check_noise(self)
-        if not torch.compiler.is_compiling() and change != self._told:
-            self._told = change
+        if not torch.compiler.is_compiling() and change != self._warned:
+            self._warned = change
             warnings.warn(f"generator: {change}, so its layers are called one by one, which is slower", stacklevel=4)
         table_coords = (self._cell_centres().expand(len(points), -1, -1),) if reads_cells else ()
         # The backward pass of a chunk runs the modules again, and they must draw the same random numbers.
