@@ -122,6 +122,7 @@ def test_a_failure_on_the_way_leaves_what_was_there(capsys, ours, out, monkeypat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the size of files cannot be limited there")
+@pytest.mark.exhaustive("pt2", "safetensors")
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "pt2", "onnx"])
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, ours, out, kind):
     """In a process of its own, since PyTorch's own writer ends that where it fails."""

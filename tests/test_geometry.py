@@ -160,6 +160,7 @@ def test_a_checkpoint_keeps_the_geometry(name, tmp_path):
     assert torch.equal(render.image(read, latent(read), 9, 9), render.image(generator, latent(generator), 9, 9))
 
 
+@pytest.mark.exhaustive("plane", "cylinder")
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_auto_runs_layers_on_the_kernels_in_any_dimensions(name, interpreter, monkeypatch):
     """The machine is taken for one with a GPU. What the kernels do not encode, the reference formulas do."""

@@ -48,6 +48,7 @@ def error(image, target, where=None):
     return ((image - target).square().mean() / (target - target.mean(1, keepdim=True)).square().mean()).item()
 
 
+@pytest.mark.exhaustive(*("w-*-cylinder", "w-*-res"), *("w+-*-plane", "w+-*-counted", "w+-*-sines"))
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize(("space", "bound"), [("w", 1e-3), ("w+", 0.1)])
 def test_own_images_are_found_again(kind, space, bound):
