@@ -136,6 +136,7 @@ def test_encodings_of_drawn_shapes(device, points, channels, cells, align_corner
     check_encoding(inputs, upstream, align_corners=align_corners)
 
 
+@pytest.mark.exhaustive("native grid-interpreter-*", "one place-interpreter-*", "few cells-interpreter-*")
 @pytest.mark.parametrize("device", FP32, indirect=True)
 @pytest.mark.parametrize("where", ["native grid", "anywhere", "one place", "few cells"])
 def test_table_gradient_has_equal_bits_in_two_runs(device, where):

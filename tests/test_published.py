@@ -50,6 +50,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.exhaustive("cips_skip_16_train-*")
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_recorded_outputs_by_kernels_in_the_interpreter(name, way, interpreter, large_tiles, monkeypatch):
     """In one launch, in one a layer, and as training does it."""

@@ -91,6 +91,7 @@ def test_the_first_signal_saves(tmp_path, images, number):
     assert [record["step"] for record in logged(tmp_path / "run")] == list(range(1, step + 1))
 
 
+@pytest.mark.exhaustive("1", "15")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_second_signal_ends_the_run_at_once(tmp_path, images, number):
     process = start(images, tmp_path / "run", *ENDLESS, "--batch", "64")  # a step takes most of a second

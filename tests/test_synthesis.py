@@ -230,6 +230,7 @@ def test_equal_bits_in_any_order_of_warps_and_blocks(architecture, chunks_of_8):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.exhaustive("triton-skip")
 @pytest.mark.parametrize("residual", [False, True], ids=["skip", "res"])
 @pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_operators_are_registered_as_pytorch_asks(backend, residual, interpreter):
