@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
-# Errors of writing to a pipe, a terminal or a socket that nobody reads any more.
+# Errors of writing to a pipe, a terminal or a socket whose reader has gone.
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ECONNRESET)
 
 

@@ -21,7 +21,7 @@ from .generator import CIPSGenerator
 from .module_changes import change_of, plain_affines
 
 SMALLEST_OPSET = 18
-# Weights of at least so many bytes go to a separate file, since a protobuf message can hold at most 2 GiB.
+# From this size on, the weights go to a separate file, because a protobuf message can hold at most 2 GiB.
 EXTERNAL_DATA_BYTES = 1 << 30
 COMPARED_SIZES = ((1, 1), (2, 3), (1, 1000), (3, 257))  # (images, points)
 
@@ -127,7 +127,7 @@ def export_onnx(
         generator, per_layer, coords_per_image: as in `export_program`.
         path: the file.
         opset: ONNX operator set, at least 18; None for the one that the installed PyTorch writes.
-        external_data_from: weights of at least so many bytes go to the second file.
+        external_data_from: size of all weights in bytes, from which on they go to the second file.
 
     Raises:
         ImportError: the packages onnx and onnxscript are not installed.

@@ -59,7 +59,7 @@ class Seam(NamedTuple):
     Attributes:
         gap: largest difference between the colours at the two ends, which are the same points.
         step: mean difference between the last column and the first, or the last row and the first.
-        beside: the same between the columns or rows on either side of them; `step` should be close to it.
+        beside: mean difference between neighbouring columns, or rows, next to the edge; `step` should be close to it.
     """
 
     gap: float

@@ -43,7 +43,7 @@ def files(run):
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def finish(run, whole, capsys):
+def assert_finishes_like_whole(run, whole, capsys):
     """Resume to six steps; the state must be the undisturbed one. Returns both outputs."""
     capsys.readouterr()
     tensors, metadata = train(run, kimg=0.012, **EVERY_STEP).latest()
@@ -118,7 +118,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_kept(run, whole, capsys,
     damage(run / "checkpoints" / name(4))
     damaged = run / "checkpoints" / name(4)
     content = None if damaged.is_dir() else damaged.read_bytes()
-    out, err = finish(run, whole, capsys)
+    out, err = assert_finishes_like_whole(run, whole, capsys)
     assert err.startswith(f"warning: passed over: {name(4)} ")
     assert reason in err
     assert f"kept as {name(4)}.damaged" in err
@@ -131,14 +131,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_kept(run, whole, capsys,
 
 def test_a_checkpoint_without_checksum_is_taken(run, whole, capsys):
     without_checksum(lambda t, m: None)(run / "checkpoints" / name(4))
-    out, err = finish(run, whole, capsys)
+    out, err = assert_finishes_like_whole(run, whole, capsys)
     assert f"resuming {run} at 0.008 kimg" in out
     assert err == ""
 
 
 def test_a_damaged_older_checkpoint_is_kept_and_not_counted(run, whole, capsys):
     flip_last_byte(run / "checkpoints" / name(3))
-    out, err = finish(run, whole, capsys)
+    out, err = assert_finishes_like_whole(run, whole, capsys)
     assert f"resuming {run} at 0.008 kimg" in out
     assert f"{name(3)} is damaged" in err
     assert (run / "checkpoints" / (name(3) + ".damaged")).exists()
@@ -153,7 +153,7 @@ def test_without_a_usable_latest_the_newest_checkpoint_is_used(run, whole, capsy
     latest.unlink()
     if content is not None:
         latest.write_bytes(content)
-    out, err = finish(run, whole, capsys)
+    out, err = assert_finishes_like_whole(run, whole, capsys)
     assert f"resuming {run} at 0.008 kimg" in out
     assert err.startswith("warning: passed over: latest ")
     assert err.count("\n") == 1
@@ -162,7 +162,7 @@ def test_without_a_usable_latest_the_newest_checkpoint_is_used(run, whole, capsy
 
 def test_latest_as_powershell_writes_it(run, whole, capsys):
     (run / "checkpoints" / "latest").write_bytes((name(4) + "\r\n").encode("utf-16"))
-    out, err = finish(run, whole, capsys)
+    out, err = assert_finishes_like_whole(run, whole, capsys)
     assert f"resuming {run} at 0.008 kimg" in out
     assert err == ""
 
@@ -170,7 +170,7 @@ def test_latest_as_powershell_writes_it(run, whole, capsys):
 def test_a_user_may_go_back(run, whole, capsys):
     newest = (run / "checkpoints" / name(4)).read_bytes()
     (run / "checkpoints" / "latest").write_text(name(3) + "\n")
-    out, _ = finish(run, whole, capsys)
+    out, _ = assert_finishes_like_whole(run, whole, capsys)
     assert f"resuming {run} at 0.006 kimg" in out
     assert f"going back to {name(3)}, which checkpoints/latest names; kept as {name(4)}.superseded" in out
     assert (run / "checkpoints" / (name(4) + ".superseded")).read_bytes() == newest
@@ -181,7 +181,7 @@ def test_a_save_that_was_stopped_before_latest_is_not_lost(run, whole, capsys):
     latest.write_text(name(3))
     earlier = (run / "checkpoints" / name(4)).stat().st_mtime_ns - 1_000_000
     os.utime(latest, ns=(earlier, earlier))
-    out, _ = finish(run, whole, capsys)
+    out, _ = assert_finishes_like_whole(run, whole, capsys)
     assert f"resuming {run} at 0.008 kimg" in out
 
 
@@ -210,7 +210,7 @@ def test_damaged_lines_of_the_statistics_are_dropped(run, whole, capsys):
     with (run / "stats.jsonl").open("ab") as file:
         file.write(b'{"step": 2, "g_loss": 7}\n[]\n{"step": true}\n{"step": "3"}\nnull\n')
         file.write(bytes(range(256)) * 12)
-    finish(run, whole, capsys)
+    assert_finishes_like_whole(run, whole, capsys)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from cips_fast.console import complain, prepare_streams
 from .stats_file import read_records
 
 SMOOTHING = 20  # lines of stats.jsonl in the running mean
-MAX_POINTS = 60  # up to so many lines of stats.jsonl are drawn as separate points
+MAX_POINTS = 60  # with more lines in stats.jsonl the curves are drawn without points
 PANELS = {
     "loss": {"generator": "g_loss", "discriminator": "d_loss"},
     "mean score": {"real": "real_score", "generated": "fake_score"},

@@ -50,7 +50,7 @@ class Window:
     paused: float = 0.0
 
     def pause(self, seconds: float) -> None:
-        """Do not count so many seconds in the next reading."""
+        """Leave these seconds out of the next reading."""
         self.paused += seconds
 
     def rate(self, seconds: float, images: int) -> float:

@@ -356,7 +356,7 @@ def _chunk_pixels(network: Network, pixels: int, dtype: torch.dtype) -> int:
 
 
 def saved_like(network: Network, coords: Tensor, dtype: torch.dtype, pixel_chunk: int) -> list[Tensor]:
-    """Tensors with the shapes and dtypes of those that `forward` returns for the backward pass."""
+    """Uninitialised tensors of the shapes and dtypes that `forward` saves for the backward pass."""
     B, C = network.batch, network.freq.shape[0]
     saved = []
     for O, I in (weight.shape for weight in (*network.weights, *network.tap_weights)):

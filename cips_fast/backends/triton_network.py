@@ -28,7 +28,7 @@ def forward(
 
 
 def saved_like(network: Network, coords: Tensor, dtype: torch.dtype, pixel_chunk: int) -> list[Tensor]:
-    """Tensors with the shapes and dtypes of those that `forward` returns for the backward pass."""
+    """Uninitialised tensors of the shapes and dtypes that `forward` saves for the backward pass."""
     B, P = network.batch, coords.shape[1]
     saved = []
     for weights in (network.weights, network.tap_weights):

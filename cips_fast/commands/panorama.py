@@ -3,9 +3,9 @@
 A generator with a cylinder's geometry gives a panorama for each seed. With a generator of plane images, an even number
 of seeds stand around a circle, and each blends into the next.
 
-The command prints how well the edges meet, for colours from -1 to 1: `seam` is the largest difference between the two
-ends, `step` the mean difference between the last column and the first, and `beside` the mean difference between the
-columns next to them.
+The command prints how well the edges meet, for colours from -1 to 1. `seam` is the largest difference between the two
+ends. `step` is the mean difference between the last column and the first. `beside` is the mean difference between two
+neighbouring columns close to the edge; `step` should not be much larger.
 """
 
 import argparse
