@@ -14,7 +14,7 @@ from .backends.autocast import without_autocast
 from .backends.choice import BACKENDS
 from .checks import ArgumentError, check_choice, check_finite
 from .geometry import GEOMETRIES
-from .kernels.network import Network
+from .kernels.network import Network, tapped_layers
 from .module_changes import change_of, plain_affines
 from .modules import FourierEncoding, Mapping, ModFC, Shortcut, ToRGB, affine_styles
 from .settings import ACTIVATIONS, LARGEST_SIZE, PUBLISHED_WIDTHS, VARIANTS, GeneratorConfig, with_settings
@@ -99,7 +99,7 @@ class CIPSGenerator(nn.Module):
     @property
     def tapped(self) -> list[int]:
         """Indices of the layers that the RGB taps read."""
-        return list(range(2, self.num_layers, 2)) if self.variant == "skip" else [self.num_layers - 1]
+        return tapped_layers(self.num_layers, residual=self.variant == "res")
 
     def native_grid(self) -> Tensor:
         """Coordinates of the native resolution, [size, size, 2], or [size, 2·size, 2] on a cylinder."""

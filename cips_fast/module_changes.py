@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from .checks import ArgumentError
+from .kernels.network import second_layers
 from .modules import EqualLinear, FourierEncoding, ModFC, Shortcut, ToRGB
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def colours(generator: "CIPSGenerator", w: Tensor, points: Tensor, table_coords:
 
     Args:
         generator: its encoding takes points. Its layers and taps take features and latents, as `ModFC` and `ToRGB` do.
-        w: style latents [B, S], or one a layer [B, L, S].
+        w: style latents [B, S], or one for each layer [B, L, S].
         points: [B|1, P, 2].
         table_coords: where the embedding table is read [B|1, P, 2]; the encoding's own choice unless given.
 
@@ -105,15 +106,19 @@ def colours(generator: "CIPSGenerator", w: Tensor, points: Tensor, table_coords:
         ValueError: a layer or a tap returned another shape, or there is noise for a layer that takes none.
     """
     x = before = generator.encoding(points) if table_coords is None else generator.encoding(points, table_coords)
-    taps = dict(zip(generator.tapped, generator.to_rgb, strict=True))
-    rgb, pixels = 0, (w.shape[0], points.shape[1])
+    taps, blocks = dict(zip(generator.tapped, generator.to_rgb, strict=True)), {}
+    if generator.variant == "res":
+        blocks = dict(zip(second_layers(generator.num_layers), generator.shortcuts, strict=True))
+    rgb = 0
+    pixels = (w.shape[0], points.shape[1])
     for index, layer in enumerate(generator.layers):
-        before = x if index % 2 else before
+        if index + 1 in blocks:
+            before = x
         latent = w if w.dim() == 2 else w[:, index]
         x = layer(x, latent, *([generator.noise_strength[index]] if generator.noise else []))
         _check_shape(f"layers.{index}", x, [*pixels, x.shape[-1]])
-        if generator.variant == "res" and index and index % 2 == 0:
-            x = (x + _around(generator.shortcuts[index // 2 - 1], before)) / math.sqrt(2)
+        if index in blocks:
+            x = (x + _around(blocks[index], before)) / math.sqrt(2)
         if index in taps:
             tap = taps[index](x, latent)
             _check_shape("to_rgb", tap, [*pixels, 3])

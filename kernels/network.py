@@ -56,7 +56,7 @@ class Network:
         """
         blocks: dict[int, int | None] = {}
         shortcuts = 0
-        for end in _second_layers(len(self.weights)) if self.residual else []:
+        for end in second_layers(len(self.weights)) if self.residual else []:
             keeps_width = self.weights[end - 1].shape[1] == self.weights[end].shape[0]
             blocks[end] = None if keeps_width else shortcuts
             shortcuts += 0 if keeps_width else 1
@@ -86,10 +86,10 @@ class Network:
 
 def tapped_layers(layers: int, residual: bool) -> list[int]:
     """Indices of the layers that have an RGB tap, in a network of `layers` layers."""
-    every_second = _second_layers(layers)
+    every_second = second_layers(layers)
     return every_second[-1:] if residual else every_second
 
 
-def _second_layers(layers: int) -> list[int]:
-    """Layers after the first come in pairs; these are the indices of each pair's second layer."""
+def second_layers(layers: int) -> list[int]:
+    """Layers after the first come in pairs, in a network of `layers` layers: the index of each pair's second layer."""
     return list(range(2, layers, 2))
